@@ -1,0 +1,139 @@
+"""Symbols <-> bytes over constriction's range coder, from integer probability tables.
+
+A symbol is an integer; its table is chosen by index. Symbols are coded grouped by table: all those of one table are a
+single vectorised call. Whatever lies outside a table is escaped: the table's last entry, then an Exp-Golomb code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import constriction
+import numpy as np
+from numpy.typing import NDArray
+
+from lic.errors import FormatError
+
+PRECISION = 24  # the frequencies of a table sum to 2**PRECISION
+_ESCAPE_LIMIT = 40  # binary digits of the largest escaped number
+
+
+class Table:
+    """Frequencies of the integers first, first + 1, ... and, last, of the escape; they sum to 2**PRECISION."""
+
+    def __init__(self, first: int, frequencies: Sequence[int] | NDArray[np.integer]):
+        numbers = np.asarray(frequencies, np.int64)
+        if numbers.ndim != 1 or len(numbers) < 2 or numbers.min() < 1 or numbers.sum() != 2**PRECISION:
+            raise ValueError(f"a table needs two or more positive frequencies that sum to 2**{PRECISION}")
+        self.first = first
+        self.frequencies = numbers
+        self.escape = len(numbers) - 1
+        # Multiples of 2**-24 are exact in float64, and so is what constriction makes of them.
+        self.model = constriction.stream.model.Categorical(numbers / 2.0**PRECISION, perfect=False)
+
+    def bits(self) -> NDArray[np.float32]:
+        """The cost of each entry, the escape (without its number) last."""
+        return (PRECISION - np.log2(self.frequencies)).astype(np.float32)
+
+
+def integer_frequencies(probabilities: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Probabilities (any positive weights) -> frequencies of at least 1 that sum to 2**PRECISION."""
+    weights = np.asarray(probabilities, np.float64)
+    free = 2**PRECISION - len(weights)
+    frequencies = 1 + np.floor(weights / weights.sum() * free).astype(np.int64)
+    frequencies[np.argmax(frequencies)] += 2**PRECISION - frequencies.sum()
+    return frequencies
+
+
+def _groups(tables: NDArray[np.integer]) -> list[tuple[int, NDArray[np.intp]]]:
+    """(table, positions) for each table that occurs, in order."""
+    if not len(tables):
+        return []
+    order = np.argsort(tables, kind="stable")
+    counts = np.bincount(tables)
+    used = np.flatnonzero(counts)
+    return list(zip(used.tolist(), np.split(order, np.cumsum(counts[used])[:-1]), strict=True))
+
+
+class Encoder:
+    """Codes integers into one stream of bytes, first in, first out."""
+
+    def __init__(self) -> None:
+        self._coder = constriction.stream.queue.RangeEncoder()
+
+    def encode(self, values: NDArray[np.integer], tables: NDArray[np.integer], family: Sequence[Table]) -> None:
+        """values[i] is coded with family[tables[i]]; both (n,), any integers."""
+        for index, positions in _groups(tables):
+            self.encode_shared(values[positions], family[index])
+
+    def encode_shared(self, values: NDArray[np.integer], table: Table) -> None:
+        """All of the values (n,) are coded with one table."""
+        symbols = values.astype(np.int64) - table.first
+        outside = (symbols < 0) | (symbols >= table.escape)
+        entries = np.where(outside, table.escape, symbols).astype(np.int32)
+        self._coder.encode(entries, table.model)
+        for symbol in symbols[outside].tolist():
+            self._escape(symbol, table.escape)
+
+    def _escape(self, symbol: int, size: int) -> None:
+        below = symbol < 0
+        number = (-symbol if below else symbol - size + 1) + 1  # at least 2
+        length = number.bit_length() - 1
+        if length > _ESCAPE_LIMIT:
+            raise ValueError(f"a symbol lies {number} outside its table; at most 2**{_ESCAPE_LIMIT} can be coded")
+        self.uniform([int(below)], 2)
+        self.uniform([1] * (length - 1) + [0], 2)
+        self.uniform([number >> i & 1 for i in reversed(range(length))], 2)
+
+    def uniform(self, values: Sequence[int], size: int) -> None:
+        """Integers 0..size-1, all equally likely."""
+        self._coder.encode(np.asarray(values, np.int32), constriction.stream.model.Uniform(size))
+
+    def bytes(self) -> bytes:
+        """What was coded, without the zero bytes at its end, which the decoder supplies."""
+        return self._coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
+
+
+class Decoder:
+    """The inverse of Encoder, over the same families in the same order."""
+
+    def __init__(self, data: bytes):
+        words = -(-len(data) // 4)
+        numbers = np.frombuffer(data.ljust(4 * words, b"\0"), "<u4").astype(np.uint32)
+        self._coder = constriction.stream.queue.RangeDecoder(numbers)
+
+    def decode(self, tables: NDArray[np.integer], family: Sequence[Table]) -> NDArray[np.int64]:
+        """The values (n,) whose tables those are. Raises FormatError where the bytes can't be what an Encoder wrote."""
+        values = np.empty(len(tables), np.int64)
+        for index, positions in _groups(tables):
+            values[positions] = self.decode_shared(len(positions), family[index])
+        return values
+
+    def decode_shared(self, count: int, table: Table) -> NDArray[np.int64]:
+        """The next values (count,), all coded with one table."""
+        symbols = self._take(count, table.model).astype(np.int64)
+        for at in np.flatnonzero(symbols == table.escape).tolist():
+            symbols[at] = self._escape(table.escape)
+        return symbols + table.first
+
+    def _escape(self, size: int) -> int:
+        below = self.uniform(1, 2)[0]
+        length = 1
+        while self.uniform(1, 2)[0]:
+            length += 1
+            if length > _ESCAPE_LIMIT:
+                raise FormatError("the coded data is damaged: an escaped number has no end")
+        number = 1
+        for bit in self.uniform(length, 2).tolist():
+            number = number << 1 | bit
+        return -(number - 1) if below else number - 1 + size - 1
+
+    def uniform(self, count: int, size: int) -> NDArray[np.int32]:
+        """The next integers (count,) of 0..size-1, all equally likely."""
+        return self._take(count, constriction.stream.model.Uniform(size))
+
+    def _take(self, count: int, model: object) -> NDArray[np.int32]:
+        try:
+            return self._coder.decode(model, count)
+        except AssertionError as error:
+            raise FormatError("the coded data is damaged") from error

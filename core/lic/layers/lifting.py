@@ -1,0 +1,96 @@
+"""The CDF 9/7 wavelet by lifting: analysis in floating point, synthesis in integers.
+
+Daubechies and Sweldens, "Factoring wavelet transforms into lifting steps" (1998). The coefficients are rounded to 12
+fractional bits, in both directions, so that synthesis inverts analysis. The synthesis, on which encoder and decoder
+must agree, works on integers in units of 1 / 2**FRACTION quantisation steps: additions, multiplications, shifts.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FRACTION = 7  # fractional bits of a sample in synthesis
+_BITS = 12
+_STEPS = (-6497, -217, 3616, 1817)  # the four lifting coefficients, times 2**12
+_K2 = 5413  # the square of the scaling factor 1.149604398 (near orthonormal), times 2**12
+_INVERSE_K2 = 3099  # and its inverse
+
+
+def _around_odd(even: Tensor, count: int, dim: int) -> Tensor:
+    """The sum of the two even samples beside each odd one; a missing last one is its mirror image."""
+    after = even.narrow(dim, 1, even.shape[dim] - 1)
+    if even.shape[dim] == count:
+        after = torch.cat([after, even.narrow(dim, count - 1, 1)], dim)
+    return even.narrow(dim, 0, count) + after
+
+
+def _around_even(odd: Tensor, count: int, dim: int) -> Tensor:
+    """The sum of the two odd samples beside each even one; missing ones are mirror images."""
+    n = odd.shape[dim]
+    before = torch.cat([odd.narrow(dim, 0, 1), odd.narrow(dim, 0, count - 1)], dim)
+    return before + (odd if n == count else torch.cat([odd, odd.narrow(dim, n - 1, 1)], dim))
+
+
+def _every_second(x: Tensor, dim: int, first: int) -> Tensor:
+    return x[..., first::2] if dim == 3 else x[..., first::2, :]
+
+
+def _split(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    even, odd = _every_second(x, dim, 0), _every_second(x, dim, 1)
+    m, n = even.shape[dim], odd.shape[dim]
+    if n:
+        a, b, c, d = (step / 2**_BITS for step in _STEPS)
+        odd = odd + a * _around_odd(even, n, dim)
+        even = even + b * _around_even(odd, m, dim)
+        odd = odd + c * _around_odd(even, n, dim)
+        even = even + d * _around_even(odd, m, dim)
+    return even, odd
+
+
+def _merge(even: Tensor, odd: Tensor, dim: int) -> Tensor:
+    m, n = even.shape[dim], odd.shape[dim]
+    if not n:
+        return even
+    a, b, c, d = _STEPS
+    even = even - _scaled(_around_even(odd, m, dim), d)
+    odd = odd - _scaled(_around_odd(even, n, dim), c)
+    even = even - _scaled(_around_even(odd, m, dim), b)
+    odd = odd - _scaled(_around_odd(even, n, dim), a)
+    shape = list(even.shape)
+    shape[dim] = m + n
+    out = even.new_empty(shape)
+    _every_second(out, dim, 0).copy_(even)
+    _every_second(out, dim, 1).copy_(odd)
+    return out
+
+
+def _scaled(x: Tensor, factor: int) -> Tensor:
+    """x * factor / 2**12, rounded half up."""
+    return (x * factor + (1 << _BITS - 1)) >> _BITS
+
+
+def analyse(x: Tensor, levels: int) -> tuple[Tensor, list[Tensor]]:
+    """(N, C, H, W) float32 -> low band and, finest first, the bands (N, 3C, h, w): HL, LH, HH.
+
+    Each level halves the sides, rounding up; where a side is odd, the high bands' last row or column is zero.
+    """
+    bands = []
+    for _ in range(levels):
+        low, high = _split(x, 3)
+        (x, lh), (hl, hh) = _split(low, 2), _split(high, 2)
+        x, hh = x * (2**_BITS / _INVERSE_K2), hh * (2**_BITS / _K2)
+        h, w = x.shape[2:]
+        bands.append(torch.cat([F.pad(b, (0, w - b.shape[3], 0, h - b.shape[2])) for b in (hl, lh, hh)], 1))
+    return x, bands
+
+
+def synthesise(low: Tensor, band: Tensor, height: int, width: int) -> Tensor:
+    """One level: low (N, C, h, w) int64 in 1 / 2**FRACTION steps, band (N, 3C, h, w) int64 in whole steps
+    -> (N, C, height, width) int64 in 1 / 2**FRACTION steps."""
+    hl, lh, hh = band.chunk(3, 1)
+    rows, columns = height // 2, width // 2
+    left = _merge(_scaled(low, _INVERSE_K2), lh[:, :, :rows] << FRACTION, 2)
+    right = _merge(hl[..., :columns] << FRACTION, _scaled(hh[:, :, :rows, :columns] << FRACTION, _K2), 2)
+    return _merge(left, right, 3)
