@@ -77,7 +77,7 @@ def encode(
         if payload is not None and not isinstance(payload, bytes):
             raise TypeError(f"{name} must be bytes, not {type(payload).__name__}")
 
-    codec = registry.load(model, _device(device))
+    codec = registry.load(model, choose_device(device))
     height, width, channels = frames[0].shape
     info = Info(
         width, height, channels, frames[0].dtype.itemsize * 8, model, codec.weights, len(frames),
@@ -122,7 +122,7 @@ def decode(
         coded = next(islice(container.read_frames(file, info, truncated), frame, None), None)
     if coded is None:
         raise FormatError(f"the file ends before frame {frame}")
-    codec = registry.load(info.model, _device(device), info.weights)
+    codec = registry.load(info.model, choose_device(device), info.weights)
     streams = _split(coded.planes, codec.card)
     with _inference():
         planes = codec.decompress(streams, _shape(info), truncated and not coded.complete)
@@ -190,7 +190,8 @@ def _inference() -> Iterator[Any]:
         yield
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The torch device that "auto", a name or nothing ($LIC_DEVICE, then "auto") stands for. Raises LicError."""
     import torch
 
     name = device or os.environ.get("LIC_DEVICE") or "auto"

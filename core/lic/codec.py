@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import torch
 
+    from lic.training.loop import Trainable
+
 Streams = dict[str, bytes]
 
 
@@ -52,6 +54,10 @@ class Codec(Protocol):
     weights: str  # the first 8 bytes of the weights' SHA-256, as 16 hexadecimal digits
 
     def __init__(self, device: torch.device, weights: str | None = None) -> None: ...
+
+    @staticmethod
+    def trainable() -> Trainable:
+        """The model's networks, to be trained (lic.training.loop)."""
 
     def compress(self, planes: torch.Tensor, shape: PlaneShape, settings: Settings) -> Streams:
         """planes (C, H, W) int32, 0..2**bit_depth - 1: grey or RGB."""

@@ -52,7 +52,7 @@ class Convolution(Protocol):
 
     @staticmethod
     def requantise(real: Tensor, scale: Scale) -> Tensor:
-        """Real numbers, float32 -> activations."""
+        """Real numbers, float32 -> activations; what held the numbers may be written over."""
 
     def __call__(
         self, inputs: int, outputs: int, kernel: int, scale_in: Scale, scale_out: Scale | None, biases: int = 1
@@ -130,8 +130,13 @@ class TrainableConv2d(nn.Module):
 
 
     def shipped(self) -> dict[str, Tensor]:
-        """The state of an `IntegerConv2d` that computes the same."""
+        """The state of an `IntegerConv2d` that computes the same.
+
+        Raises ValueError where a sum could reach 2**24, beyond which float32 no longer holds every integer.
+        """
         weight, bias, exponent = self.integers()
+        if ((weight.abs().sum((1, 2, 3)) * 127 + bias.abs()) >= 2**24).any():
+            raise ValueError("a convolution's sums could reach 2**24: its weights or biases are too large")
         return {"weight": weight.to(torch.int8), "bias": bias.to(torch.int32), "exponent": exponent.to(torch.int8)}
 
     def start_from(self, shipped: dict[str, Tensor]) -> None:
@@ -169,10 +174,9 @@ class IntegerConv2d(nn.Module):
 
 
 class PortableConv2d(IntegerConv2d):
-    """For any device: integers in float32, exact since every partial sum stays below 2**24.
+    """For any device: integers in float32, exact since every partial sum stays below 2**24 (see `shipped`).
 
-    A matrix product over unfolded patches: no Winograd or Fourier transform, whose sums are not of integers. Summing
-    in pieces of at most 127 * 127 * 1024 < 2**24 keeps that true for every shape.
+    A matrix product over unfolded patches: no Winograd or Fourier transform, whose sums are not of integers.
     """
 
     @staticmethod
@@ -181,15 +185,12 @@ class PortableConv2d(IntegerConv2d):
 
     @staticmethod
     def requantise(real: Tensor, scale: Scale) -> Tensor:
-        return (real * 2.0**scale.exponent).round_().clamp_(scale.low, scale.high)
+        return real.mul_(2.0**scale.exponent).round_().clamp_(scale.low, scale.high)
 
     def forward(self, x: Tensor, bias: int = 0) -> Tensor:
         n, _, h, w = x.shape
         patches = F.unfold(self.pad(x), self.kernel) if self.kernel > 1 else x.flatten(2)
-        weight = self.weight.float().flatten(1)
-        sums = self.bias[bias].float().view(1, -1, 1)
-        for some, part in zip(weight.split(1024, 1), patches.split(1024, 1), strict=True):
-            sums = sums + some @ part
+        sums = self.weight.float().flatten(1) @ patches + self.bias[bias].float().view(-1, 1)
         real = (sums * self.factors().view(1, -1, 1)).view(n, -1, h, w)
         if self.scale_out is None:
             return real
@@ -212,7 +213,7 @@ class Int8Conv2d(IntegerConv2d):
 
     @staticmethod
     def requantise(real: Tensor, scale: Scale) -> Tensor:
-        return (real * 2.0**scale.exponent).round_().add_(scale.zero).clamp_(0, 127).to(torch.uint8)
+        return real.mul_(2.0**scale.exponent).round_().add_(scale.zero).clamp_(0, 127).to(torch.uint8)
 
     def _prepare(self) -> None:
         """Pack the weights and fold the zero points into the biases, once."""

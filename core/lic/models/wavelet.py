@@ -26,13 +26,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from lic import weights as weight_files
 from lic.codec import ModelCard, PlaneShape, Settings, Streams
-from lic.entropy import Decoder, Encoder, Table, integer_frequencies
+from lic.entropy import PRECISION, Decoder, Encoder, Table, integer_frequencies
 from lic.errors import FormatError
 from lic.layers import lifting
-from lic.layers.integer import Convolution, Scale, add, kernel_for, rectified, rectify, signed
+from lic.layers.integer import Convolution, Scale, TrainableConv2d, add, kernel_for, rectified, rectify, signed
 
 LEVELS = 6
 STEP_UNIT = 128  # steps are coded as integers, in 1/128 of an 8-bit pixel value
@@ -71,7 +72,7 @@ def _to_even(x: Tensor, mode: str = "constant") -> Tensor:
 
 
 class _Residual(nn.Module):
-    def __init__(self, conv: Convolution, channels: int, stream: Scale, hidden: Scale):
+    def __init__(self, conv: type[Convolution], channels: int, stream: Scale, hidden: Scale):
         super().__init__()
         self.a = conv(channels, channels, 3, stream, hidden)
         self.b = conv(channels, channels, 3, hidden, stream)
@@ -83,7 +84,7 @@ class _Residual(nn.Module):
 class _Pass(nn.Module):
     """The coefficients of one phase, luma or chroma: trunk and context -> mean and scale of each."""
 
-    def __init__(self, conv: Convolution, channels: int, known: int, coded: int):
+    def __init__(self, conv: type[Convolution], channels: int, known: int, coded: int):
         super().__init__()
         self.context = conv(known, channels, 3, _FEATURE, _CONTEXT) if known else None
         self.mix = conv(channels * (2 if known else 1), channels, 1, _CONTEXT, _MIXED)
@@ -100,7 +101,7 @@ class _Pass(nn.Module):
 class Prior(nn.Module):
     """One network for every level and step."""
 
-    def __init__(self, conv: Convolution, channels: int = 64, blocks: int = 3):
+    def __init__(self, conv: type[Convolution], channels: int = 64, blocks: int = 3):
         super().__init__()
         self.form = conv.form
         self.input = conv(14, channels, 3, _FEATURE, _STREAM, biases=LEVELS)
@@ -163,7 +164,7 @@ class Prior(nn.Module):
 class PostFilter(nn.Module):
     """The picture folded 2x2 into channels, and the step -> residual blocks -> a correction in units of the step."""
 
-    def __init__(self, conv: Convolution, channels: int = 64, blocks: int = 3):
+    def __init__(self, conv: type[Convolution], channels: int = 64, blocks: int = 3):
         super().__init__()
         self.form, self.requantise = conv.form, conv.requantise
         self.coarse = conv(13, channels, 3, _COARSE, None)
@@ -177,11 +178,12 @@ class PostFilter(nn.Module):
         height, width = picture.shape[2:]
         picture = _to_even(picture, "replicate")
         eighths = (picture * step.view(-1, 1, 1, 1) + (1 << 10)) >> 11  # of an 8-bit pixel value
-        folded = F.pixel_unshuffle((eighths + 4096).clamp(0, 8191).double(), 2).long()
+        folded = F.pixel_unshuffle((eighths + 4096).clamp(0, 8191).int(), 2)
         n, _, h, w = folded.shape
         logarithms = folded.new_tensor([step_feature(s) for s in step.tolist()]).view(-1, 1, 1, 1).expand(n, 1, h, w)
         coarse = self.coarse(self.form(torch.cat([(folded >> 6) - 64, logarithms >> 2], 1), _COARSE))
-        x = self.requantise(coarse + self.fine(self.form(folded & 63, _FINE)), _FILTER_STREAM)
+        coarse += self.fine(self.form(folded & 63, _FINE))
+        x = self.requantise(coarse, _FILTER_STREAM)
         return F.pixel_shuffle(self.out(self.blocks(x)), 2)[..., :height, :width]
 
 
@@ -194,49 +196,107 @@ def logistic_bits(q: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
 
 
 class Networks(nn.Module):
-    """Prior and post-filter, and how they are trained together."""
+    """Prior and post-filter, and how they are trained together (lic.training.loop.Trainable)."""
 
-    def __init__(self, conv: Convolution):
+    def __init__(self, conv: type[Convolution]):
         super().__init__()
         self.prior = Prior(conv)
         self.post_filter = PostFilter(conv)
 
-    def training_step(self, planes: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """planes (N, 3, H, W) float32 in the planes of COLOUR.
-
-        Returns `loss`, what to optimise, and, to be read, `bits_per_pixel` and the filter's `gain_db`.
-        """
-        n, _, height, width = planes.shape
+    def forward(self, pixels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """A training step. Besides `loss`: the rate's part of it, bits per pixel, and the decibels the filter gains."""
+        n, _, height, width = pixels.shape
+        planes = to_planes(pixels)
         uniform = torch.rand(n, generator=generator)
-        low, high = (1.0, 8.7) if torch.rand(1, generator=generator) < 0.15 else (math.log2(5), math.log2(130))
-        step = torch.exp2(low + (high - low) * uniform).mul(STEP_UNIT).round().long()
-        real_step = (step.float() / STEP_UNIT).view(-1, 1, 1, 1)
-        low_band, bands = lifting.analyse(planes / real_step, LEVELS)
-        sizes = [(height, width), *(band.shape[2:] for band in bands)]
+        wide = torch.rand(1, generator=generator) < 0.15
+        low, high = (1.0, 8.7) if wide else (math.log2(5), math.log2(130))
+        step = torch.exp2(low + (high - low) * uniform).mul(STEP_UNIT).round().long().to(pixels.device)
         bits: list[Tensor] = []
-        picture, coarser = low_band.round().long() << lifting.FRACTION, None
-        for level in range(LEVELS, 0, -1):
 
-            def code(phase: int, channels: list[int], mean: Tensor, log_scale: Tensor) -> Tensor:
-                dy, dx = PHASES[phase]
-                q = optimise(_to_even(bands[level - 1])[:, channels, dy::2, dx::2], mean, log_scale)
-                bits.append(logistic_bits(q, mean, log_scale).sum((1, 2, 3)))
-                return q.long()
+        def code(c: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+            q = optimise(c, mean, log_scale)
+            bits.append(logistic_bits(q, mean, log_scale).sum((1, 2, 3)))
+            return q.long()
 
-            coarser = self.prior.level(picture, coarser, step, level, code)
-            picture = lifting.synthesise(picture, coarser, *sizes[level - 1])
+        real_step = (step.float() / STEP_UNIT).view(-1, 1, 1, 1)
+        picture = self._walk(planes / real_step, step, code)
         correction = self.post_filter(picture, step)
         error = planes / real_step - picture / 2**lifting.FRACTION
         before, after = error.square().mean((1, 2, 3)), (error - correction).square().mean((1, 2, 3))
-        bits_per_pixel = sum(bits) / (height * width)
+        bits_per_pixel = torch.stack(bits).sum(0) / (height * width)
         rate = (bits_per_pixel / (0.15 + bits_per_pixel.detach())).mean()  # every rate counts alike
-        quality = torch.log(after / before + 1e-3).mean()
         return {
-            "loss": rate + quality,
+            "loss": rate + torch.log(after / before + 1e-3).mean(),
             "rate_loss": rate,
             "bits_per_pixel": bits_per_pixel.mean(),
             "gain_db": -10 * torch.log10(after / before).mean(),
         }
+
+    def _walk(self, x: Tensor, step: Tensor, code: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """Analyse planes in steps and code every coefficient but the low band's; the picture decoded."""
+        low, bands = lifting.analyse(x, LEVELS)
+        sizes = [x.shape[2:], *(band.shape[2:] for band in bands)]
+        picture, coarser = low.round().long() << lifting.FRACTION, None
+        for level in range(LEVELS, 0, -1):
+            band = _to_even(bands[level - 1])
+
+            def code_pass(phase: int, channels: list[int], *distribution: Tensor, band: Tensor = band) -> Tensor:
+                dy, dx = PHASES[phase]
+                return code(band[:, channels, dy::2, dx::2], *distribution)
+
+            coarser = self.prior.level(picture, coarser, step, level, code_pass)
+            picture = lifting.synthesise(picture, coarser, *sizes[level - 1])
+        return picture
+
+    def shipped(self, pictures: list[np.ndarray]) -> dict[str, Tensor]:
+        """The networks' integers, and tables that start as logistics and follow what the pictures' coefficients do."""
+        out = {}
+        for name, layer in self.named_modules():
+            if isinstance(layer, TrainableConv2d):
+                out |= {f"{name}.{field}": tensor for field, tensor in layer.shipped().items()}
+        networks = Networks(kernel_for(torch.device("cpu")))
+        networks.load_state_dict(out)
+        return out | pack_tables(networks.calibrated(pictures))
+
+    def start_from(self, shipped: dict[str, Tensor]) -> None:
+        for name, layer in self.named_modules():
+            if isinstance(layer, TrainableConv2d):
+                layer.start_from({field: shipped[f"{name}.{field}"] for field in ("weight", "bias", "exponent")})
+
+    @torch.inference_mode()
+    def calibrated(self, pictures: list[np.ndarray]) -> list[Table]:
+        """Tables from counts over the pictures at six steps, a logistic counting as much as _BELIEF symbols."""
+        tables = logistic_tables()
+        counts = np.zeros((len(tables), max(len(t.frequencies) for t in tables)))
+        firsts = np.array([t.first for t in tables])
+        escapes = np.array([t.escape for t in tables])
+
+        def code(c: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+            q = optimise(c, mean, log_scale).long()
+            table, nearest, sign = choose_tables(mean, log_scale)
+            entries = sign * (q.flatten().numpy() - nearest) - firsts[table]
+            entries = np.where((entries < 0) | (entries >= escapes[table]), escapes[table], entries)
+            np.add.at(counts, (table, entries), 1)
+            return q
+
+        for i, pixels in enumerate(tqdm(pictures, desc="calibrating", unit="picture", disable=None)):
+            step = 4 * 2 ** (i % 6)
+            height, width = (side - side % 2**LEVELS for side in pixels.shape[:2])
+            planes = to_planes(torch.from_numpy(pixels[:height, :width].copy()).permute(2, 0, 1)[None].float())
+            self._walk(planes / step, torch.tensor([step * STEP_UNIT]), code)
+        out = []
+        for table, count in zip(tables, counts, strict=True):
+            belief = table.frequencies / 2.0**PRECISION * _BELIEF
+            out.append(Table(table.first, integer_frequencies(count[: len(belief)] + belief)))
+        return out
+
+
+_BELIEF = 2000.0
+
+
+def to_planes(pixels: Tensor) -> Tensor:
+    """RGB (N, 3, H, W) float32 0..255 -> the planes of COLOUR, whatever autocast says."""
+    return torch.stack([sum(row[j] * (pixels[:, j] - 128) for j in range(3)) for row in COLOUR.tolist()], 1)
 
 
 LAGRANGIAN = 0.10  # squared steps a bit is worth in rate-distortion optimised quantisation
@@ -314,11 +374,15 @@ class WaveletCodec:
         networks.load_state_dict(tensors)
         self.prior, self.post_filter = networks.to(device).prior, networks.post_filter
 
+    @staticmethod
+    def trainable() -> Networks:
+        return Networks(TrainableConv2d)
+
     def compress(self, planes: Tensor, shape: PlaneShape, settings: Settings) -> Streams:
         step = quality_step(settings.quality)
-        x = planes.to(self.device).float() / (257 if shape.bit_depth == 16 else 1) - 128
-        x = x * 3**0.5 if shape.channels == 1 else torch.einsum("ij,jhw->ihw", COLOUR.to(self.device), x)
-        x = F.pad(x, (0, 0, 0, 0, 0, 3 - shape.channels))[None]
+        x = planes.to(self.device).float() / (257 if shape.bit_depth == 16 else 1)
+        x = (x - 128)[None] * 3**0.5 if shape.channels == 1 else to_planes(x[None])
+        x = F.pad(x, (0, 0, 0, 0, 0, 3 - shape.channels))
         low, bands = lifting.analyse(x * (STEP_UNIT / step), LEVELS)
         low_q = low.round().long()[0, : shape.channels].cpu().numpy()
         residuals = _predicted(low_q)

@@ -1,1 +1,1 @@
-"""Training: data, schedules, checkpoints."""
+"""Training, for every model."""

@@ -1,0 +1,22 @@
+"""Small pictures that every test can afford."""
+
+import numpy as np
+import pytest
+
+
+def natural(height: int, width: int, channels: int, dtype: type = np.uint8, seed: int = 0) -> np.ndarray:
+    """Something photograph-like: smooth shapes, an edge, a little noise; (H, W, C), or (H, W) for one channel."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width] / 32
+    planes = []
+    for _ in range(channels):
+        a, b, c = rng.uniform(0.3, 2, 3)
+        plane = np.sin(a * x + c) * np.cos(b * y) + (x * a > y + 1) * 0.4 + rng.normal(0, 0.02, (height, width))
+        planes.append((plane - plane.min()) / max(np.ptp(plane), 1e-9))
+    pixels = (np.stack(planes, 2) * np.iinfo(dtype).max).astype(dtype)
+    return pixels[..., 0] if channels == 1 else pixels
+
+
+@pytest.fixture(scope="session")
+def photo() -> np.ndarray:
+    return natural(96, 128, 3)

@@ -1,0 +1,61 @@
+"""The entropy coder: every integer comes back, at about the bits that its table says."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lic.entropy import PRECISION, Decoder, Encoder, Table, integer_frequencies
+from lic.errors import FormatError
+
+FAMILY = [
+    Table(-3, integer_frequencies(np.array(p))) for p in ([1, 5, 20, 70, 9, 3, 1, 0.1], [1, 1], [1e-12, 1, 1e-12])
+]
+
+
+@given(st.lists(st.tuples(st.integers(-(2**38), 2**38) | st.integers(-9, 9), st.integers(0, 2)), max_size=200))
+def test_any_integers_come_back_whatever_their_tables(pairs):
+    values = np.array([v for v, _ in pairs], np.int64)
+    tables = np.array([t for _, t in pairs], np.int16)
+    encoder = Encoder()
+    encoder.encode(values, tables, FAMILY)
+    encoder.encode_shared(values, FAMILY[0])
+    decoder = Decoder(encoder.bytes())
+    assert (decoder.decode(tables, FAMILY) == values).all()
+    assert (decoder.decode_shared(len(values), FAMILY[0]) == values).all()
+
+
+@given(st.lists(st.floats(0, 1e9), min_size=2, max_size=300).filter(lambda p: sum(p) > 0))
+def test_frequencies_are_positive_and_sum_exactly(weights):
+    frequencies = integer_frequencies(np.array(weights))
+    assert frequencies.min() >= 1
+    assert frequencies.sum() == 2**PRECISION
+
+
+def test_the_size_is_the_information():
+    rng = np.random.default_rng(0)
+    table = FAMILY[0]
+    entries = rng.choice(table.escape, 50_000, p=table.frequencies[:-1] / table.frequencies[:-1].sum())
+    encoder = Encoder()
+    encoder.encode_shared(entries + table.first, table)
+    information = table.bits()[entries].sum() / 8
+    assert information <= len(encoder.bytes()) + 1 <= information * 1.001 + 10
+
+
+def test_a_symbol_too_far_away_is_refused():
+    with pytest.raises(ValueError, match="outside its table"):
+        Encoder().encode_shared(np.array([2**60]), FAMILY[0])
+
+
+@given(st.binary(max_size=400))
+def test_arbitrary_bytes_decode_to_something_or_raise_a_format_error(data):
+    try:
+        assert len(Decoder(data).decode(np.arange(300) % 3, FAMILY)) == 300
+    except FormatError as error:
+        assert "damaged" in str(error)
+
+
+@pytest.mark.parametrize("frequencies", [[1], [0, 2**PRECISION], [1, 1], [[1, 2**PRECISION - 1]]])
+def test_a_wrong_table_is_refused(frequencies):
+    with pytest.raises(ValueError, match="frequencies"):
+        Table(0, frequencies)
