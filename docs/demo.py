@@ -8,8 +8,9 @@ from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
-from lic.evaluation.metrics import ms_ssim, psnr
 from PIL import Image, ImageDraw, ImageFont
+
+from lic.evaluation.metrics import ms_ssim, psnr
 
 SOURCE = Path(__file__).parent / "kodim23.png"
 PEERS = {

@@ -102,8 +102,7 @@ class LicPlugin(PluginV3):
         channels. options: those of `lic.encode`; also duration, milliseconds for every frame or for each.
         """
         if is_batch is None:
-            shape = np.shape(ndimage)
-            is_batch = isinstance(ndimage, (list, tuple)) or len(shape) > 3 or (len(shape) == 3 and shape[2] > 4)
+            is_batch = isinstance(ndimage, (list, tuple)) or _is_batch(np.asarray(ndimage).shape)
         frames: Any = ndimage if is_batch else [ndimage]
         self._pending += [np.asarray(frame) for frame in frames]
         self._options |= options
@@ -133,3 +132,7 @@ class LicPlugin(PluginV3):
         if kind is not None:  # half an animation is not what the caller wanted
             self._pending = []
         self.close()
+
+
+def _is_batch(shape: tuple[int, ...]) -> bool:
+    return len(shape) > 3 or (len(shape) == 3 and shape[2] > 4)

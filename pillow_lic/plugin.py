@@ -80,7 +80,6 @@ class LicImageFile(ImageFile.ImageFile):
             lic.verify(self._read())
         except lic.LicError as error:
             raise OSError(str(error)) from error
-        super().verify()
 
     def _read(self) -> bytes:
         """The whole file. It stays in memory, so that saving over it can't take the frames to come away."""

@@ -18,6 +18,7 @@ import lic_startup
 pytest.importorskip("hatchling")
 
 ROOT = Path(__file__).parents[1]
+INHERITED = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LIC_"))}
 REGISTERED = """
 import sys
 from PIL import Image
@@ -50,17 +51,16 @@ class Environment:
 
     def run(self, script: str, *flags: str, **environment: str) -> str:
         (self.folder / "script.py").write_text(script)
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "LIC_"))}
         done = subprocess.run(
             [self.python, *flags, "script.py"],
-            cwd=self.folder, env=inherited | environment, capture_output=True, text=True, timeout=300,
+            cwd=self.folder, env=INHERITED | environment, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr
 
     def pip(self, *arguments: object) -> None:
         command = [sys.executable, "-m", "pip", "--python", self.python, "--quiet", *arguments]
-        subprocess.run(list(map(str, command)), check=True)
+        subprocess.run(list(map(str, command)), check=True, env=INHERITED)
 
     def install(self, *what: object) -> None:
         self.pip("install", "--no-deps", "--no-index", "--no-build-isolation", "--ignore-installed", *what)

@@ -7,7 +7,7 @@
 torch is imported with the first pixel, not before.
 """
 
-import lic.models  # before the function of that name, which then stays
+import lic.models  # noqa: F401  (before the function of that name, which then stays)
 from lic.api import decode, encode, models, read_info, verify
 from lic.container import SIGNATURE, Info
 from lic.errors import FormatError, LicError, LimitError, ModelError, TruncatedError

@@ -49,5 +49,5 @@ def decode(data: bytes, height: int, width: int, bit_depth: int) -> NDArray[np.i
 
 def _to_bytes(alpha: NDArray[np.integer]) -> NDArray[np.uint8]:
     if alpha.dtype == np.uint8:
-        return alpha
+        return alpha.astype(np.uint8, copy=False)
     return np.concatenate([alpha >> 8, alpha & 255], axis=1).astype(np.uint8)

@@ -63,8 +63,9 @@ def _encode(args: argparse.Namespace) -> int:
 
 
 def _encode_file(source: Path, target: Path, options: dict[str, Any]) -> None:
-    import pillow_lic  # noqa: F401
     from PIL import Image
+
+    import pillow_lic  # noqa: F401
 
     with Image.open(source) as image:
         image.save(target, format="LIC", save_all=getattr(image, "n_frames", 1) > 1, **options)
@@ -77,8 +78,9 @@ def _decode(args: argparse.Namespace) -> int:
 
 
 def _decode_file(source: Path, target: Path) -> None:
-    import pillow_lic  # noqa: F401
     from PIL import Image
+
+    import pillow_lic  # noqa: F401
 
     with Image.open(source) as image:
         metadata = {name: image.info[name] for name in ("exif", "icc_profile", "xmp") if name in image.info}
@@ -161,7 +163,9 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="auto, cpu, cuda, ... ($LIC_DEVICE, then auto)")
     parser.add_argument("--start", type=Path, help="weights to start from")
     parser.add_argument("--export", type=Path, help="when done, write the weights there")
-    parser.add_argument("--pack", type=Path, help="only pack the pictures into this file, for a machine that gets little")
+    parser.add_argument(
+        "--pack", type=Path, help="only pack the pictures into this file, for a machine that gets little"
+    )
 
 
 def _train(args: argparse.Namespace) -> int:

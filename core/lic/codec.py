@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
-
-    from lic.training.loop import Trainable
 
 Streams = dict[str, bytes]
 
@@ -56,8 +54,8 @@ class Codec(Protocol):
     def __init__(self, device: torch.device, weights: str | None = None) -> None: ...
 
     @staticmethod
-    def trainable() -> Trainable:
-        """The model's networks, to be trained (lic.training.loop)."""
+    def trainable() -> Any:
+        """The model's networks, to be trained (a lic.training.loop.Trainable)."""
 
     def compress(self, planes: torch.Tensor, shape: PlaneShape, settings: Settings) -> Streams:
         """planes (C, H, W) int32, 0..2**bit_depth - 1: grey or RGB."""

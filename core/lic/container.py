@@ -14,6 +14,7 @@ SIGNATURE = b"\x89LIC\r\n\x1a\n"
 VERSION = 1
 MAX_SIDE = 2**24
 MAX_FRAMES = 2**16
+_PIECE = 2**24  # bytes read at a time
 # Models that the header names with one byte; every other one is spelled out.
 MODEL_CODES = {
     "wavelet": 1,
@@ -91,7 +92,9 @@ class Reader:
         self.file = file
 
     def take(self, count: int) -> bytes:
-        data = self.file.read(count)
+        data = b""
+        while more := self.file.read(min(count - len(data), _PIECE)):  # a hostile length allocates nothing
+            data += more
         if len(data) < count:
             raise TruncatedError(f"the file ends {count - len(data)} bytes too early")
         return data
@@ -186,7 +189,7 @@ def read_info(file: BinaryIO) -> Info:
             return info
         payload = _payload(box, kind, length)
         if kind in _METADATA:
-            info = replace(info, **{_METADATA[kind]: payload})
+            info = replace(info, **{_METADATA[kind]: payload})  # type: ignore[arg-type]
         elif kind == ANIMATION:
             info = _with_animation(info, payload)
 

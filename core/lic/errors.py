@@ -18,4 +18,4 @@ class LimitError(LicError):
 
 
 class ModelError(LicError):
-    """The model that the file or the caller names is not installed, or has other weights than the file was made with."""
+    """The model that the file or the caller names is not installed, or not with the weights the file was made with."""

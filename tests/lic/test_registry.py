@@ -5,7 +5,7 @@ import sys
 
 import lic
 
-MODEL = '''
+MODEL = """
 import torch
 from lic.codec import ModelCard
 
@@ -25,7 +25,7 @@ class Raw:
         assert int(streams["size"]) == len(streams["samples"])
         samples = np.frombuffer(streams["samples"], "<u2").astype("int32")
         return torch.from_numpy(samples).view(shape.channels, shape.height, shape.width)
-'''
+"""
 SCRIPT = """
 import lic, numpy as np
 pixels = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)

@@ -177,7 +177,7 @@ def test_saving_frames(animation: bytes):
     assert (again.n_frames, again.info["loop"], again.info["duration"]) == (3, 2, 10)
     again.seek(2)
     assert again.info["duration"] == 30
-    appended = saved(picture(), append_images=iter([image, picture()]), duration=7.6)
+    appended = saved(picture(), save_all=True, append_images=iter([image, picture()]), duration=7.6)
     assert (appended.n_frames, appended.info["duration"]) == (5, 8)
 
 

@@ -11,7 +11,7 @@ A tensor of activations comes in one of two forms, and every function here takes
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -43,20 +43,27 @@ def rectified(exponent: int) -> Scale:
     return Scale(exponent, 0)
 
 
-class Convolution(Protocol):
-    """The class that a network is built from: one of `kernel_for(device)` to run it, `TrainableConv2d` to train it."""
+class Convolution(nn.Module):
+    """What a network is built from: a kernel of `kernel_for(device)` to run it, `TrainableConv2d` to train it.
+
+    `scale_out=None` gives real numbers instead of activations. `biases` > 1 keeps several bias vectors to choose from.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, scale_in: Scale, scale_out: Scale | None, biases: int = 1
+    ):
+        super().__init__()
+        self.kernel, self.scale_in, self.scale_out = kernel, scale_in, scale_out
 
     @staticmethod
     def form(integers: Tensor, scale: Scale) -> Tensor:
         """Integers in the range of scale -> activations."""
+        raise NotImplementedError
 
     @staticmethod
     def requantise(real: Tensor, scale: Scale) -> Tensor:
         """Real numbers, float32 -> activations; what held the numbers may be written over."""
-
-    def __call__(
-        self, inputs: int, outputs: int, kernel: int, scale_in: Scale, scale_out: Scale | None, biases: int = 1
-    ) -> nn.Module: ...
+        raise NotImplementedError
 
 
 def add(stream: Tensor, correction: Tensor) -> Tensor:
@@ -75,33 +82,31 @@ class _Requantise(torch.autograd.Function):
     """Rescale, round half to even, saturate; the gradient passes straight through where nothing saturates."""
 
     @staticmethod
-    def forward(ctx, sums: Tensor, factor: Tensor, scale: Scale) -> Tensor:
+    def forward(ctx: Any, sums: Tensor, factor: Tensor, scale: Scale) -> Tensor:
         rounded = (sums.float() * factor).round_()
         out = rounded.clamp(scale.low, scale.high)
         ctx.save_for_backward(rounded == out, factor)
         return out
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         inside, factor = ctx.saved_tensors
         return gradient * inside * factor, None, None
 
 
-class TrainableConv2d(nn.Module):
+class TrainableConv2d(Convolution):
     """The convolution in training: float parameters, rounded on the way in (straight-through) to what will be shipped.
 
-    Each output channel has a power-of-two weight scale of its own. `scale_out=None` gives real numbers instead of
-    activations. `biases` > 1 keeps several bias vectors to choose from.
+    Each output channel has a power-of-two weight scale of its own.
     """
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, scale_in: Scale, scale_out: Scale | None, biases: int = 1
     ):
-        super().__init__()
+        super().__init__(inputs, outputs, kernel, scale_in, scale_out, biases)
         start = nn.Conv2d(inputs, outputs, kernel)
         self.weight = start.weight
-        self.bias = nn.Parameter(start.bias.detach().repeat(biases, 1))
-        self.scale_in, self.scale_out = scale_in, scale_out
+        self.bias = nn.Parameter(cast(Tensor, start.bias).detach().repeat(biases, 1))
 
     @staticmethod
     def form(integers: Tensor, scale: Scale) -> Tensor:
@@ -128,7 +133,6 @@ class TrainableConv2d(nn.Module):
             return sums.float() * factor
         return _Requantise.apply(sums, factor * 2.0**self.scale_out.exponent, self.scale_out)
 
-
     def shipped(self) -> dict[str, Tensor]:
         """The state of an `IntegerConv2d` that computes the same.
 
@@ -151,18 +155,20 @@ def _round(x: Tensor) -> Tensor:
     return x + (x.round() - x).detach()
 
 
-class IntegerConv2d(nn.Module):
+class IntegerConv2d(Convolution):
     """The convolution as shipped: int8 weights, int32 biases in units of the sums, binary exponents of the weights."""
+
+    weight: Tensor
+    bias: Tensor
+    exponent: Tensor
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, scale_in: Scale, scale_out: Scale | None, biases: int = 1
     ):
-        super().__init__()
+        super().__init__(inputs, outputs, kernel, scale_in, scale_out, biases)
         self.register_buffer("weight", torch.zeros(outputs, inputs, kernel, kernel, dtype=torch.int8))
         self.register_buffer("bias", torch.zeros(biases, outputs, dtype=torch.int32))
         self.register_buffer("exponent", torch.zeros(outputs, dtype=torch.int8))
-        self.scale_in, self.scale_out = scale_in, scale_out
-        self.kernel = kernel
 
     def factors(self) -> Tensor:
         """What a unit of each output channel's sums is worth, in units of the output."""

@@ -116,8 +116,9 @@ class Prior(nn.Module):
         step (N,) int64 in 1 / STEP_UNIT -> (N, 14, h, w) integers -64..63."""
         n, _, h, w = low.shape
         padded = F.pad(low.double(), (3, 3, 3, 3), mode="replicate").long()
-        rows = sum(padded[:, :, i : i + h] for i in range(7))
-        mean = torch.div(sum(rows[..., i : i + w] for i in range(7)), 49, rounding_mode="floor")
+        rows = torch.stack([padded[:, :, i : i + h] for i in range(7)]).sum(0)
+        total = torch.stack([rows[..., i : i + w] for i in range(7)]).sum(0)
+        mean = torch.div(total, 49, rounding_mode="floor")
         if coarser is None:
             bands = low.new_zeros(n, 9, h, w)
         else:
@@ -250,7 +251,7 @@ class Networks(nn.Module):
 
     def shipped(self, pictures: list[np.ndarray]) -> dict[str, Tensor]:
         """The networks' integers, and tables that start as logistics and follow what the pictures' coefficients do."""
-        out = {}
+        out: dict[str, Tensor] = {}
         for name, layer in self.named_modules():
             if isinstance(layer, TrainableConv2d):
                 out |= {f"{name}.{field}": tensor for field, tensor in layer.shipped().items()}
@@ -304,7 +305,7 @@ LAGRANGIAN = 0.10  # squared steps a bit is worth in rate-distortion optimised q
 
 @torch.no_grad()
 def optimise(c: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """Rate-distortion optimised quantisation: of the two integers around c, the cheaper in error + LAGRANGIAN * bits."""
+    """Rate-distortion optimised quantisation: the integer beside c with the smaller error + LAGRANGIAN * bits."""
     below = torch.floor(c)
     cost_below = (c - below).square() + LAGRANGIAN * logistic_bits(below, mean, log_scale)
     cost_above = (below + 1 - c).square() + LAGRANGIAN * logistic_bits(below + 1, mean, log_scale)
@@ -338,7 +339,9 @@ def choose_tables(mean: Tensor, log_scale: Tensor) -> tuple[np.ndarray, np.ndarr
     nearest = (eighths + 4) >> 3
     offset = eighths - (nearest << 3)  # -4..3
     logarithm = (log_scale * 256).round().int()  # exact, and so is all that follows
-    scale = ((logarithm * (3 * _SCALES_PER_E) + round(_NARROWEST * _SCALES_PER_E * 256) + 128) >> 8).clamp(0, SCALES - 1)
+    scale = ((logarithm * (3 * _SCALES_PER_E) + round(_NARROWEST * _SCALES_PER_E * 256) + 128) >> 8).clamp(
+        0, SCALES - 1
+    )
     sign = 1 - 2 * (offset < 0).int()
     table = scale * MEANS + offset.abs()
     return tuple(x.flatten().cpu().numpy() for x in (table.short(), nearest, sign))  # type: ignore[return-value]
@@ -369,7 +372,9 @@ class WaveletCodec:
     def __init__(self, device: torch.device, weights: str | None = None):
         tensors, self.weights = weight_files.load(Path(__file__).parent, "wavelet", weights)
         self.device = device
-        self.tables = _unpack_tables({k: tensors.pop(k).numpy() for k in ("tables.first", "tables.length", "tables.frequencies")})
+        self.tables = _unpack_tables(
+            {k: tensors.pop(k).numpy() for k in ("tables.first", "tables.length", "tables.frequencies")}
+        )
         networks = Networks(kernel_for(device))
         networks.load_state_dict(tensors)
         self.prior, self.post_filter = networks.to(device).prior, networks.post_filter
@@ -412,6 +417,7 @@ class WaveletCodec:
         if not step or max(scales) >= SCALES:
             raise FormatError("the coded picture's header is damaged")
         decoder = Decoder(data[start:])
+        ended = False  # the coded data of a truncated file: what is missing is zero
         rows, columns = _size(shape, LEVELS)
         residuals = [decoder.decode_shared(rows * columns, self.tables[scale * MEANS]) for scale in scales]
         low_q = _unpredicted(np.stack(residuals).reshape(shape.channels, rows, columns))
@@ -419,7 +425,14 @@ class WaveletCodec:
         def code(level: int, phase: int, channels: list[int], mean: Tensor, log_scale: Tensor) -> Tensor:
             inside = Inside(shape, level, *PHASES[phase])
             table, nearest, sign = choose_tables(inside.take(mean), inside.take(log_scale))
-            values = nearest + sign * decoder.decode(table, self.tables)
+            nonlocal ended
+            try:
+                decoded = 0 if ended else decoder.decode(table, self.tables)
+            except FormatError:
+                if not truncated:
+                    raise
+                ended, decoded = True, 0
+            values = nearest * (not ended) + sign * decoded
             return inside.put(torch.from_numpy(values).to(self.device), mean.shape)
 
         picture = self._walk(low_q, shape, step, code)

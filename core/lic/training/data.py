@@ -100,7 +100,7 @@ def crops(pictures: list[Pixels], rng: np.random.Generator, count: int, side: in
     weights = np.array([min(p.size / 3, 8e5) ** 0.5 for p in pictures])
     out = []
     for i in rng.choice(len(pictures), count, p=weights / weights.sum()):
-        crop = np.rot90(_crop(pictures[i], rng, side), rng.integers(4))
+        crop = np.rot90(_crop(pictures[i], rng, side), int(rng.integers(4)))
         if rng.random() < _GREY:
             crop = crop[..., 1:2].repeat(3, 2)
         out.append(crop[:, ::-1] if rng.random() < 0.5 else crop)

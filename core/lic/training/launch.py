@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save
 
 from lic import registry
 from lic.api import choose_device
+from lic.codec import ModelCard
 from lic.training import data
 from lic.training.loop import Options, Run, train
 
@@ -44,7 +45,7 @@ def launch(args: argparse.Namespace) -> int:
     return 0
 
 
-def export(run: Run, card: object, pictures: data.Pictures, target: Path) -> str:
+def export(run: Run, card: ModelCard, pictures: data.Pictures, target: Path) -> str:
     """Write the averaged networks as a weights file; its hash, as files name it."""
     shipped = run.averaged().shipped(pictures.training[:: max(1, len(pictures.training) // CALIBRATION_PICTURES)])
     tensors = {name: tensor.cpu().contiguous() for name, tensor in shipped.items()}

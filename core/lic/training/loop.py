@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,17 +25,20 @@ from lic.errors import LicError
 from lic.training import data
 
 
-class Trainable(Protocol):
-    """What a model's networks, an nn.Module, offer to training."""
+class Trainable(nn.Module):
+    """What a model's networks offer to training."""
 
-    def __call__(self, pixels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, pixels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """pixels (N, 3, H, W) float32, 0..255 -> `loss`, what to optimise, and whatever else is worth reading."""
+        raise NotImplementedError
 
     def shipped(self, pictures: list[data.Pixels]) -> dict[str, Tensor]:
         """The tensors of a weights file; the pictures are there to calibrate what is not learned by gradients."""
+        raise NotImplementedError
 
     def start_from(self, shipped: dict[str, Tensor]) -> None:
         """Go on from the tensors of a weights file."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,8 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 class Run:
     """One training: the networks, their optimiser and average, and how far they are."""
 
-    def __init__(self, networks: nn.Module, folder: Path, options: Options, device: torch.device):
-        self.networks = networks.to(device, memory_format=torch.channels_last)
+    def __init__(self, networks: Trainable, folder: Path, options: Options, device: torch.device):
+        self.networks = networks.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.folder, self.options, self.device = folder, options, device
         self.optimiser = torch.optim.Adam(networks.parameters(), lr=options.rate, betas=(0.9, 0.98))
         self.average = {k: v.clone() for k, v in networks.state_dict().items()}
@@ -111,7 +114,7 @@ class Run:
     def averaged(self) -> Trainable:
         """The networks with the moving average of their weights."""
         self.networks.load_state_dict(self.average)
-        return cast(Trainable, self.networks)
+        return self.networks
 
     def update(self, rate: float) -> None:
         """One step of the optimiser on the gradients at hand, and of the moving average."""
@@ -141,7 +144,7 @@ class Run:
         return sums
 
 
-def train(networks: nn.Module, pictures: data.Pictures, folder: Path, options: Options, device: torch.device) -> Run:
+def train(networks: Trainable, pictures: data.Pictures, folder: Path, options: Options, device: torch.device) -> Run:
     """Train, or go on training, until the time or the steps are over. Under torchrun, each process is a rank."""
     if not pictures.training or not pictures.validation:
         raise LicError("training needs pictures to train on and to validate on")
