@@ -432,7 +432,7 @@ class WaveletCodec:
                 if not truncated:
                     raise
                 ended, decoded = True, 0
-            values = nearest * (not ended) + sign * decoded
+            values = (nearest * (not ended) + sign * decoded).astype(np.int64)
             return inside.put(torch.from_numpy(values).to(self.device), mean.shape)
 
         picture = self._walk(low_q, shape, step, code)
