@@ -1,4 +1,4 @@
-"""The command line: lic encode, decode, info, models, bench, train."""
+"""The command line: lic encode, decode, info, models, train."""
 
 from __future__ import annotations
 

@@ -6,16 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lic.container import MAX_SIDE, Info
 from lic.errors import LicError
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
 
-Pixels = NDArray[Any]
+    Pixels = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,8 @@ class Picture:
 
 def frames_of(pixels: Pixels | Sequence[Pixels]) -> list[Pixels]:
     """One array or several of one shape -> a list of (H, W, C). Raises TypeError and LicError on anything else."""
+    import numpy as np
+
     frames = list(pixels) if isinstance(pixels, (list, tuple)) else [pixels]
     if not frames:
         raise LicError("there are no frames to encode")
@@ -63,6 +63,7 @@ def frames_of(pixels: Pixels | Sequence[Pixels]) -> list[Pixels]:
 
 def to_planes(frame: Pixels) -> tuple[torch.Tensor, Pixels | None]:
     """(H, W, C) -> planes (1 or 3, H, W) int32, and alpha (H, W) where there is one."""
+    import numpy as np
     import torch
 
     count = frame.shape[2]
@@ -73,6 +74,8 @@ def to_planes(frame: Pixels) -> tuple[torch.Tensor, Pixels | None]:
 
 def from_planes(planes: torch.Tensor, alpha: Pixels | None, info: Info) -> Pixels:
     """The inverse: (H, W) for grey, else (H, W, C)."""
+    import numpy as np
+
     pixels = np.moveaxis(planes.cpu().numpy(), 0, 2).astype(np.uint16 if info.bit_depth == 16 else np.uint8)
     if alpha is not None:
         pixels = np.concatenate([pixels, alpha[..., None]], axis=2)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,17 @@ def compress(x: Tensor) -> Tensor:
 def step_feature(step: int) -> int:
     """A step in units of 1 / STEP_UNIT as the networks see it: its logarithm, -64..63."""
     return max(-64, min(63, round(32 * (math.log2(step / STEP_UNIT) / 3 - 1.5))))
+
+
+def _size(height: int, width: int, level: int) -> tuple[int, int]:
+    """The sides of the low band after that many levels: halved, rounding up."""
+    return -(-height >> level), -(-width >> level)
+
+
+def _of_pass(band: Tensor, phase: int, channels: list[int]) -> Tensor:
+    """The coefficients (N, len(channels), h/2, w/2), sides rounded up, that one pass codes of a level's band."""
+    dy, dx = PHASES[phase]
+    return _to_even(band)[:, channels, dy::2, dx::2]
 
 
 def _to_even(x: Tensor, mode: str = "constant") -> Tensor:
@@ -127,6 +139,19 @@ class Prior(nn.Module):
         brightness = (low[:, :1] * step.view(-1, 1, 1, 1)) >> (level + lifting.FRACTION + 7 + 2)
         logarithms = low.new_tensor([step_feature(s) for s in step.tolist()]).view(-1, 1, 1, 1).expand(n, 1, h, w)
         return torch.cat([compress(low - mean), bands, logarithms, brightness.clamp(-64, 63)], 1)
+
+    def levels(
+        self, low: Tensor, height: int, width: int, step: Tensor, code: Callable[..., Tensor], grey: bool = False
+    ) -> Tensor:
+        """Code every level, from the low band (N, 3, h, w) int64 in steps up, with code(level, ...) as in `level`.
+
+        The picture (N, 3, height, width) int64 in 1 / 2**FRACTION steps.
+        """
+        picture, coarser = low << lifting.FRACTION, None
+        for level in range(LEVELS, 0, -1):
+            coarser = self.level(picture, coarser, step, level, partial(code, level), grey)
+            picture = lifting.synthesise(picture, coarser, *_size(height, width, level - 1))
+        return picture
 
     def level(
         self,
@@ -236,18 +261,12 @@ class Networks(nn.Module):
     def _walk(self, x: Tensor, step: Tensor, code: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         """Analyse planes in steps and code every coefficient but the low band's; the picture decoded."""
         low, bands = lifting.analyse(x, LEVELS)
-        sizes = [x.shape[2:], *(band.shape[2:] for band in bands)]
-        picture, coarser = low.round().long() << lifting.FRACTION, None
-        for level in range(LEVELS, 0, -1):
-            band = _to_even(bands[level - 1])
 
-            def code_pass(phase: int, channels: list[int], *distribution: Tensor, band: Tensor = band) -> Tensor:
-                dy, dx = PHASES[phase]
-                return code(band[:, channels, dy::2, dx::2], *distribution)
+        def code_pass(level: int, phase: int, channels: list[int], *distribution: Tensor) -> Tensor:
+            return code(_of_pass(bands[level - 1], phase, channels), *distribution)
 
-            coarser = self.prior.level(picture, coarser, step, level, code_pass)
-            picture = lifting.synthesise(picture, coarser, *sizes[level - 1])
-        return picture
+        height, width = x.shape[2:]
+        return self.prior.levels(low.round().long(), height, width, step, code_pass)
 
     def shipped(self, pictures: list[np.ndarray]) -> dict[str, Tensor]:
         """The networks' integers, and tables that start as logistics and follow what the pictures' coefficients do."""
@@ -397,10 +416,9 @@ class WaveletCodec:
             encoder.encode_shared(plane.ravel(), self.tables[scale * MEANS])
 
         def code(level: int, phase: int, channels: list[int], mean: Tensor, log_scale: Tensor) -> Tensor:
-            dy, dx = PHASES[phase]
-            c = _to_even(bands[level - 1])[:, channels, dy::2, dx::2]
+            c = _of_pass(bands[level - 1], phase, channels)
             q = (optimise(c, mean, log_scale) if settings.effort else c.round()).long()
-            inside = Inside(shape, level, dy, dx)
+            inside = Inside(shape, level, *PHASES[phase])
             table, nearest, sign = choose_tables(inside.take(mean), inside.take(log_scale))
             encoder.encode(sign * (inside.take(q).cpu().numpy() - nearest), table, self.tables)
             return q
@@ -418,7 +436,7 @@ class WaveletCodec:
             raise FormatError("the coded picture's header is damaged")
         decoder = Decoder(data[start:])
         ended = False  # the coded data of a truncated file: what is missing is zero
-        rows, columns = _size(shape, LEVELS)
+        rows, columns = _size(shape.height, shape.width, LEVELS)
         residuals = [decoder.decode_shared(rows * columns, self.tables[scale * MEANS]) for scale in scales]
         low_q = _unpredicted(np.stack(residuals).reshape(shape.channels, rows, columns))
 
@@ -426,13 +444,14 @@ class WaveletCodec:
             inside = Inside(shape, level, *PHASES[phase])
             table, nearest, sign = choose_tables(inside.take(mean), inside.take(log_scale))
             nonlocal ended
+            values = np.zeros(len(table), np.int64)
             try:
-                decoded = 0 if ended else decoder.decode(table, self.tables)
+                if not ended:
+                    values = nearest + sign * decoder.decode(table, self.tables)
             except FormatError:
                 if not truncated:
                     raise
-                ended, decoded = True, 0
-            values = (nearest * (not ended) + sign * decoded).astype(np.int64)
+                ended = True
             return inside.put(torch.from_numpy(values).to(self.device), mean.shape)
 
         picture = self._walk(low_q, shape, step, code)
@@ -442,15 +461,9 @@ class WaveletCodec:
     def _walk(self, low: np.ndarray, shape: PlaneShape, step: int, code: Callable[..., Tensor]) -> Tensor:
         """From the low band (C, rows, columns), code every level; the picture (1, 3, H, W) in 1 / 2**FRACTION steps."""
         low = np.pad(low, ((0, 3 - len(low)), (0, 0), (0, 0)))
-        picture = torch.from_numpy(low.astype(np.int64)).to(self.device)[None] << lifting.FRACTION
+        start = torch.from_numpy(low.astype(np.int64)).to(self.device)[None]
         steps = torch.tensor([step], device=self.device)
-        coarser = None
-        for level in range(LEVELS, 0, -1):
-            coarser = self.prior.level(
-                picture, coarser, steps, level, lambda *pass_, level=level: code(level, *pass_), shape.channels == 1
-            )
-            picture = lifting.synthesise(picture, coarser, *_size(shape, level - 1))
-        return picture
+        return self.prior.levels(start, shape.height, shape.width, steps, code, shape.channels == 1)
 
     def _pixels(self, picture: Tensor, correction: Tensor, shape: PlaneShape, step: int) -> Tensor:
         """Picture and correction in steps -> planes (C, H, W) int32."""
@@ -466,17 +479,12 @@ class WaveletCodec:
         return ((colours + (1 << fraction - 1)) >> fraction).clamp(0, 2**shape.bit_depth - 1).int()
 
 
-def _size(shape: PlaneShape, level: int) -> tuple[int, int]:
-    """The sides of the low band after that many levels: halved, rounding up."""
-    return -(-shape.height >> level), -(-shape.width >> level)
-
-
 class Inside:
     """The coefficients of one pass that exist: where a side is odd, high bands are a row or a column shorter than the
     arrays that hold them."""
 
     def __init__(self, shape: PlaneShape, level: int, dy: int, dx: int):
-        height, width = _size(shape, level - 1)
+        height, width = _size(shape.height, shape.width, level - 1)
         low, high = ((height + 1) // 2, (width + 1) // 2), (height // 2, width // 2)
         sides = ((low[0], high[1]), (high[0], low[1]), high)  # HL, LH, HH
         self.sides = [((rows - dy + 1) // 2, (columns - dx + 1) // 2) for rows, columns in sides]

@@ -71,7 +71,7 @@ def pack(source: Path, target: Path, limit: int = PACK_BYTES) -> int:
     spent = count = 0
     temporary = target.with_name(target.name + ".tmp")
     with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        for picture in map(_decode, tqdm(list(_contents(source)), desc="packing", unit="", disable=None)):
+        for picture in map(_decode, tqdm(_contents(source), desc="packing", unit="", disable=None)):
             if picture is None:
                 continue
             file = io.BytesIO()
