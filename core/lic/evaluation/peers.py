@@ -72,7 +72,10 @@ PEERS = (
     Peer("jpeg-444", "JPEG 4:4:4", "JPEG", "jpg", _grid("quality", _JPEG_QUALITIES, subsampling="4:4:4", **_JPEG)),
     Peer(
         "jpeg2000", "JPEG 2000", "JPEG2000", "jpg_2000",
-        _grid("quality_layers", ([24 / bpp] for bpp in (0.1, 0.15, 0.25, 0.4, 0.6, 1, 1.5, 2.4)), irreversible=True),
+        _grid(
+            "quality_layers", ([24 / bpp] for bpp in (0.1, 0.15, 0.25, 0.4, 0.6, 1, 1.5, 2.4)),
+            irreversible=True, mct=1,
+        ),
     ),
     Peer("webp", "WebP", "WEBP", "webp", _grid("quality", (0, 5, 15, 30, 50, 70, 85, 92), method=6), quick=True),
     Peer(
