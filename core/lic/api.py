@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from contextlib import contextmanager
 from itertools import islice
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -59,6 +60,8 @@ def encode(
     from lic import alpha, picture
 
     frames = picture.frames_of(pixels)
+    if not isinstance(quality, Real):
+        raise TypeError(f"quality must be a number from 0 to 100, not {quality!r}")
     if not 0 <= quality <= 100:
         raise LicError(f"quality must lie in 0 to 100, not {quality}")
     effort = DEFAULT_EFFORT if effort is None else effort

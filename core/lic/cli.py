@@ -1,8 +1,9 @@
-"""The command line: lic encode, decode, info, models, train."""
+"""The command line: lic encode, decode, info, models, train, bench, compare."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 import tempfile
@@ -44,6 +45,15 @@ def main(arguments: list[str] | None = None) -> int:
     train = commands.add_parser("train", help="train a model")
     _add_training(train)
     train.set_defaults(run=_train)
+
+    bench = commands.add_parser("bench", help="rate-distortion curves of models and of other formats")
+    compare = commands.add_parser("compare", help="a page that shows one picture under several codecs, at equal size")
+    wanted = (sys.argv[1:] if arguments is None else arguments)[:1]
+    for name, command in (("bench", bench), ("compare", compare)):
+        if wanted == [name]:  # their modules import more than other commands need
+            module = importlib.import_module(f"lic.evaluation.{name}")
+            module.add_arguments(command)
+            command.set_defaults(run=module.main)
 
     args = parser.parse_args(arguments)
     return args.run(args)
@@ -151,7 +161,7 @@ def _models(args: argparse.Namespace) -> int:
 def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="see `lic models`")
     parser.add_argument("--data", type=Path, required=True, help="a folder of pictures, or a file made by --pack")
-    parser.add_argument("--run", type=Path, dest="folder", help="the run's folder (runs/MODEL); it resumes from there")
+    parser.add_argument("--folder", type=Path, help="the run's folder (runs/MODEL); it resumes from there")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=float, default=60, help="how long (%(default)s)")
     length.add_argument("--steps", type=int, help="how long, in steps")

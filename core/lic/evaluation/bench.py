@@ -25,6 +25,7 @@ from lic.evaluation import worker
 from lic.evaluation.bjontegaard import bd_rate
 from lic.evaluation.metrics import METRICS, SMALLEST_SIDE
 from lic.evaluation.peers import PEERS, Peer, Settings, model_peers
+from lic.evaluation.profile import profile
 
 Record = dict[str, float]  # of one file: "bpp", "exact", and metrics
 Curve = dict[str, Any]  # "label", "kind", and lists with one value for each setting: "bpp", and metrics
@@ -32,6 +33,7 @@ Curve = dict[str, Any]  # "label", "kind", and lists with one value for each set
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff"}
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lic" / "bench"
 TIMED_BPP = 0.75  # costs are measured at the setting nearest to it
+PROFILED_QUALITY = 70
 KODAK = [f"kodim{number:02d}" for number in range(1, 25)]
 
 
@@ -49,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--jobs", type=int, default=os.cpu_count(), metavar="N", help="files to measure at once (default: %(default)s)")
     add("--timed", type=int, metavar="N", help="pictures to time each peer on (default: 3, quick 1; 0: no timing)")
     add("--threads", type=int, default=1, metavar="N", help="cores for a codec that is timed (default: %(default)s)")
+    add("--profile", action="store_true", help="only show where each model's time goes, on the first picture")
     add("--cache", type=Path, default=CACHE, metavar="DIR", help="earlier measurements (default: %(default)s)")
 
 
@@ -61,6 +64,9 @@ def main(args: argparse.Namespace) -> int:
     except ImportError as error:
         raise SystemExit(f"{error.name} is missing: pip install 'lic-codec[bench]'") from None
     models = registry.names() if args.models is None else args.models
+    if args.profile:
+        print(profile(find_pictures(args.dataset)[0], models, PROFILED_QUALITY))
+        return 0
     peers = [peer for model in models for peer in model_peers(model)]
     peers += [p for p in PEERS if (p.quick or not args.quick if args.peers is None else p.name in args.peers)]
     if args.quick:

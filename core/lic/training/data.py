@@ -93,14 +93,20 @@ def _crop(picture: Pixels, rng: np.random.Generator, side: int) -> Pixels:
 
 
 def crops(pictures: list[Pixels], rng: np.random.Generator, count: int, side: int) -> torch.Tensor:
-    """Random crops, turned, mirrored, now and then grey: (count, 3, side, side) float32, 0..255.
+    """Random crops, turned, mirrored, half of them shrunk, a few grey: (count, 3, side, side) float32, 0..255.
 
-    A picture is drawn with the square root of its pixels (at most 800 000) as weight.
+    A picture is drawn with the square root of its pixels (at most 800 000) as weight. Shrinking, up to twice, takes
+    away what an earlier compression left.
     """
     weights = np.array([min(p.size / 3, 8e5) ** 0.5 for p in pictures])
     out = []
     for i in rng.choice(len(pictures), count, p=weights / weights.sum()):
-        crop = np.rot90(_crop(pictures[i], rng, side), int(rng.integers(4)))
+        largest = min(2.0, min(pictures[i].shape[:2]) / side)
+        shrink = rng.uniform(1, largest) if rng.random() < 0.5 else 1.0
+        crop = _crop(pictures[i], rng, int(side * shrink))
+        if shrink > 1:
+            crop = np.asarray(Image.fromarray(crop).resize((side, side), Image.Resampling.LANCZOS))
+        crop = np.rot90(crop, int(rng.integers(4)))
         if rng.random() < _GREY:
             crop = crop[..., 1:2].repeat(3, 2)
         out.append(crop[:, ::-1] if rng.random() < 0.5 else crop)

@@ -134,13 +134,13 @@ class Run:
     def validate(self, pictures: list[data.Pixels]) -> dict[str, float]:
         """The losses of the averaged networks on the same 32 crops every time."""
         current = {k: v.clone() for k, v in self.networks.state_dict().items()}
-        networks = self.averaged()
+        networks = self.averaged().eval()
         sums: dict[str, float] = defaultdict(float)
         for i in range(8):
             pixels = data.crops(pictures, np.random.default_rng(i), 4, self.options.side).to(self.device)
             for name, value in networks(pixels, torch.Generator().manual_seed(i)).items():
                 sums["validation_" + name] += float(value) / 8
-        self.networks.load_state_dict(current)
+        self.networks.train().load_state_dict(current)
         return sums
 
 

@@ -1,0 +1,184 @@
+"""`lic train`: repeatable, resumable, in several processes, from folders and packed files, to weights that work."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing
+from PIL import Image
+from torch import Tensor, nn
+
+from lic import LicError, cli
+from lic.models import wavelet
+from lic.training import data, loop
+from tests.lic.conftest import natural
+
+
+class Toy(nn.Module):
+    """A network that learns to copy; it may break down at a step, once."""
+
+    breaks_at: int | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.convolution = nn.Conv2d(3, 3, 3, padding=1)
+        self.calls = 0
+
+    def forward(self, pixels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        self.calls += self.training
+        if self.calls == self.breaks_at:
+            raise KeyboardInterrupt
+        noise = torch.rand(pixels.shape, generator=generator) - 0.5
+        loss = (self.convolution((pixels + noise) / 255) - pixels / 255).square().mean()
+        return {"loss": loss, "decibels": -10 * torch.log10(loss.detach())}
+
+    def shipped(self, pictures: list[data.Pixels]) -> dict[str, Tensor]:
+        return self.state_dict()
+
+    def start_from(self, shipped: dict[str, Tensor]) -> None:
+        self.load_state_dict(shipped)
+
+
+PICTURES = data.Pictures([natural(48, 64, 3, seed=s) for s in range(5)], [natural(48, 64, 3, seed=9)])
+CPU = torch.device("cpu")
+
+
+def options(**changes) -> loop.Options:
+    return loop.Options(**{"steps": 12, "batch": 2, "side": 16, "rate": 1e-2, **changes})
+
+
+def weights(run: loop.Run) -> Tensor:
+    return torch.cat([run.networks.state_dict()[k].flatten() for k in ("convolution.weight", "convolution.bias")])
+
+
+def test_a_run_repeats_itself(tmp_path):
+    runs = [loop.train(Toy(), PICTURES, tmp_path / str(i), options(seed=seed), CPU) for i, seed in enumerate((1, 1, 2))]
+    assert torch.equal(weights(runs[0]), weights(runs[1]))
+    assert not torch.equal(weights(runs[0]), weights(runs[2]))
+
+
+def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY", 4)
+    whole = loop.train(Toy(), PICTURES, tmp_path / "whole", options(), CPU)
+    broken = Toy()
+    broken.breaks_at = 7
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(broken, PICTURES, tmp_path / "broken", options(), CPU)
+    resumed = Toy()
+    run = loop.train(resumed, PICTURES, tmp_path / "broken", options(), CPU)
+    assert resumed.calls == 8  # from the checkpoint after 4 of 12
+    assert torch.equal(weights(run), weights(whole))
+    assert torch.equal(run.average["convolution.bias"], whole.average["convolution.bias"])
+
+
+def test_training_lowers_the_loss_and_logs_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "LOG_EVERY", 20)
+    monkeypatch.setattr(loop, "VALIDATE_EVERY", 40)
+    loop.train(Toy(), PICTURES, tmp_path, options(steps=200), CPU)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(20, 201, 20))
+    assert rows[-1]["loss"] < rows[0]["loss"] / 4
+    assert rows[-1]["validation_decibels"] > rows[1]["validation_decibels"]
+    assert rows[-1]["rate"] < max(row["rate"] for row in rows) / 4
+
+
+def test_a_run_by_time_ends(tmp_path):
+    run = loop.train(Toy(), PICTURES, tmp_path, options(steps=None, minutes=0.01), CPU)
+    assert run.done >= 1
+    assert run.step > 1
+
+
+def test_the_learning_rate_warms_up_holds_and_decays():
+    rates = [loop.learning_rate(options(), step, step / 4000) for step in range(4000)]
+    assert rates[0] < rates[100] < rates[199] == rates[900] == 1e-2
+    assert math.isclose(rates[-1], 1e-4, rel_tol=0.01)
+
+
+def _rank(rank: int, folder: Path) -> None:
+    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="29511", RANK=str(rank), WORLD_SIZE="2")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    run = loop.train(Toy(), PICTURES, folder / "run", options(), CPU)
+    torch.save(weights(run), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_train_one_network(tmp_path):
+    torch.multiprocessing.spawn(_rank, (tmp_path,), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert torch.equal(first, second)
+    alone = weights(loop.train(Toy(), PICTURES, tmp_path / "alone", options(), CPU))
+    assert not torch.equal(first, alone)  # the second's pictures count
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for seed in range(4):
+        Image.fromarray(natural(80, 96, 3, seed=seed)).save(folder / f"{seed}.png")
+    (folder / "notes.txt").write_text("not a picture")
+    Image.fromarray(natural(20, 20, 3)).save(folder / "small.png")
+    return folder
+
+
+def test_pictures_come_from_a_folder_or_a_packed_file(folder, tmp_path):
+    pictures = data.load(folder, 64)
+    assert len(pictures.training) == 3
+    assert len(pictures.validation) == 1
+    packed = tmp_path / "packed"
+    assert data.pack(folder, packed) == 5
+    again = data.load(packed, 64)
+    assert len(again.training) == 3
+    error = np.abs(again.training[0].astype(int) - pictures.training[0])
+    assert error.mean() < 4
+
+
+def test_a_packed_file_stays_within_its_limit(folder, tmp_path):
+    packed = tmp_path / "packed"
+    count = data.pack(folder, packed, limit=8_000)
+    assert 0 < count < 5
+    assert packed.stat().st_size <= 8_000
+
+
+def test_too_few_pictures_are_refused(folder, tmp_path):
+    with pytest.raises(LicError, match="training needs two"):
+        data.load(folder, 500)
+    (tmp_path / "text").write_text("x")
+    with pytest.raises(LicError, match="neither a folder"):
+        data.load(tmp_path / "text", 16)
+
+
+def test_crops_have_the_side_asked_for_whatever_the_picture_s():
+    crops = data.crops(PICTURES.training, np.random.default_rng(0), 20, 40)
+    assert crops.shape == (20, 3, 40, 40)
+    assert 0 <= crops.min() < crops.max() <= 255
+    assert any((crop[0] == crop[1]).all() for crop in data.crops(PICTURES.training, np.random.default_rng(0), 200, 8))
+
+
+def test_the_command_trains_exports_and_starts_from_weights(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lic.training.launch.CALIBRATION_PICTURES", 1)
+    exported = tmp_path / "wavelet.safetensors"
+    common = ["train", "wavelet", "--data", str(folder), "--batch", "1", "--side", "64"]
+    assert cli.main([*common, "--folder", str(tmp_path / "run"), "--steps", "2", "--export", str(exported)]) == 0
+    digest = capsys.readouterr().out.split()[-1]
+    (tmp_path / "models").mkdir()
+    exported.rename(tmp_path / "models" / exported.name)
+    monkeypatch.setattr(sys.modules[wavelet.__name__], "__file__", str(tmp_path / "models" / "wavelet.py"))
+    codec = wavelet.WaveletCodec(CPU)
+    assert codec.weights == digest
+    start = ["--start", str(tmp_path / "models" / exported.name)]
+    assert cli.main([*common, "--folder", str(tmp_path / "second"), "--steps", "1", *start]) == 0
+
+
+def test_torchrun_trains_a_model_in_two_processes(folder, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "lic", "train", "wavelet"]
+    command += ["--data", folder, "--folder", tmp_path / "run", "--steps", "1", "--batch", "1", "--side", "64"]
+    subprocess.run(command, check=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
