@@ -26,7 +26,7 @@ class LicImageFile(ImageFile.ImageFile):
     # What an unpickled picture is: a single frame, loaded.
     n_frames = 1
     is_animated = False
-    _frame = _loaded_frame = 0
+    _frame = _loaded_frame = _halvings = 0
 
     def _open(self) -> None:
         try:
@@ -34,6 +34,7 @@ class LicImageFile(ImageFile.ImageFile):
         except lic.LicError as error:
             raise SyntaxError(str(error)) from error
         self._size = info.width, info.height
+        self._pixels = info.width * info.height
         self._mode = ("L", "LA", "RGB", "RGBA")[info.channels - 1]
         if info.channels == 1 and info.bit_depth == 16:
             self._mode = "I;16"
@@ -58,13 +59,27 @@ class LicImageFile(ImageFile.ImageFile):
             self._frame = frame
             self.info["duration"] = self._durations[frame]
 
+    def draft(self, mode: str | None, size: tuple[int, int] | None) -> Any:
+        """Decode at 1/2, 1/4, ... 1/64 of the resolution, not below `size`; `thumbnail` calls it. The mode stays."""
+        if size is None or self._loaded_frame == self._frame:
+            return None
+        fits = min(self.width // max(size[0], 1), self.height // max(size[1], 1))
+        halvings = min(fits.bit_length() - 1, lic.SMALLEST_SCALE - self._halvings)
+        if halvings < 1:
+            return None
+        width, height = self.size
+        self._halvings += halvings
+        self._size = -(-width >> halvings), -(-height >> halvings)
+        return self.mode, (0, 0, width / 2**halvings, height / 2**halvings)
+
     def load(self) -> Any:
         if self._loaded_frame != self._frame:
             try:
                 picture = lic.decode(
                     self._read(),
                     frame=self._frame,
-                    max_pixels=self.width * self.height,  # Image.open has held this size against MAX_IMAGE_PIXELS
+                    scale=2.0**-self._halvings,
+                    max_pixels=self._pixels,  # Image.open has held this size against MAX_IMAGE_PIXELS
                     truncated=ImageFile.LOAD_TRUNCATED_IMAGES,
                 )
                 self.load_prepare()

@@ -24,7 +24,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     encode = commands.add_parser("encode", help="pictures -> .lic files")
     _add_files(encode, "pictures of any format that Pillow reads")
-    encode.add_argument("-q", "--quality", type=float, default=api.DEFAULT_QUALITY, help="0 to 100 (%(default)s)")
+    aim = encode.add_mutually_exclusive_group()
+    aim.add_argument("-q", "--quality", type=float, default=api.DEFAULT_QUALITY, help="0 to 100 (%(default)s)")
+    aim.add_argument("--target-size", type=int, metavar="BYTES", help="of each file: never more, at most 1 %% less")
+    aim.add_argument("--target-bpp", type=float, metavar="BITS", help="a pixel, of each file")
+    aim.add_argument("--target-psnr", type=float, metavar="DB", help="within 0.05 dB")
     encode.add_argument("-m", "--model", default="wavelet", help="see `lic models` (%(default)s)")
     encode.add_argument("--effort", type=int, default=api.DEFAULT_EFFORT, help="0 to 9 (%(default)s)")
     encode.add_argument("--lossless", action="store_true", help="bit for bit")
@@ -68,7 +72,8 @@ def _add_files(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def _encode(args: argparse.Namespace) -> int:
-    options = {name: getattr(args, name) for name in ("quality", "model", "effort", "lossless", "device")}
+    names = ("quality", "model", "effort", "lossless", "device", "target_size", "target_bpp", "target_psnr")
+    options = {name: getattr(args, name) for name in names}
     return _convert(args, ".lic", partial(_encode_file, options=options))
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from lic.layers import tiles
+from lic.layers.tiles import Area
+
 if TYPE_CHECKING:
     import torch
 
@@ -42,6 +45,32 @@ class PlaneShape:
     bit_depth: int
 
 
+@dataclass(frozen=True)
+class View:
+    """What a decoder is asked for: a region (left, top, right, bottom) in pixels, None for all; how often to halve the
+    resolution; and whether the last stream is cut off, and what can be made of it is wanted."""
+
+    region: tuple[int, int, int, int] | None = None
+    halvings: int = 0
+    truncated: bool = False
+
+    def area(self, shape: PlaneShape) -> Area:
+        """The region in pixels of the halved picture, touched ones included."""
+        left, top, right, bottom = self.region or (0, 0, shape.width, shape.height)
+        return Area(top >> self.halvings, left >> self.halvings, *tiles.size(bottom, right, self.halvings))
+
+    def of(self, planes: torch.Tensor, shape: PlaneShape) -> torch.Tensor:
+        """What is asked for out of the whole planes (C, H, W), int32: for models that must decode all of them."""
+        import torch.nn.functional as F
+
+        side = 2**self.halvings
+        if side > 1:
+            padded = F.pad(planes.double(), (0, -shape.width % side, 0, -shape.height % side), mode="replicate")
+            planes = F.avg_pool2d(padded, side).round().to(planes.dtype)
+        area = self.area(shape)
+        return planes[:, area.top : area.bottom, area.left : area.right]
+
+
 class Codec(Protocol):
     """A model, loaded on a device with one set of weights (None: the newest).
 
@@ -60,5 +89,5 @@ class Codec(Protocol):
     def compress(self, planes: torch.Tensor, shape: PlaneShape, settings: Settings) -> Streams:
         """planes (C, H, W) int32, 0..2**bit_depth - 1: grey or RGB."""
 
-    def decompress(self, streams: Streams, shape: PlaneShape, truncated: bool = False) -> torch.Tensor:
-        """The planes (C, H, W) int32. truncated: the last stream is cut off; make what can be made of it."""
+    def decompress(self, streams: Streams, shape: PlaneShape, view: View) -> torch.Tensor:
+        """The part of the planes (C, h, w) int32 that the view asks for."""

@@ -1,7 +1,7 @@
 """Symbols <-> bytes over constriction's range coder, from integer probability tables.
 
 A symbol is an integer; its table is chosen by index. Symbols are coded grouped by table: all those of one table are a
-single vectorised call. Whatever lies outside a table is escaped: the table's last entry, then an Exp-Golomb code.
+single vectorised call. Whatever lies outside a table is escaped: the table's entry 0, then an Exp-Golomb code.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from lic.errors import FormatError
 
 PRECISION = 24  # the frequencies of a table sum to 2**PRECISION
-_ESCAPE_LIMIT = 40  # binary digits of the largest escaped number
+_ESCAPE_LIMIT = 22  # binary digits, after the first, of the largest escaped number
 
 
 class Table:
-    """Frequencies of the integers first, first + 1, ... and, last, of the escape; they sum to 2**PRECISION."""
+    """Frequencies of the escape and of the integers first, first + 1, ...; they sum to 2**PRECISION."""
 
     def __init__(self, first: int, frequencies: Sequence[int] | NDArray[np.integer]):
         numbers = np.asarray(frequencies, np.int64)
@@ -27,12 +27,12 @@ class Table:
             raise ValueError(f"a table needs two or more positive frequencies that sum to 2**{PRECISION}")
         self.first = first
         self.frequencies = numbers
-        self.escape = len(numbers) - 1
+        self.size = len(numbers) - 1
         # Multiples of 2**-24 are exact in float64, and so is what constriction makes of them.
         self.model = constriction.stream.model.Categorical(numbers / 2.0**PRECISION, perfect=False)
 
     def bits(self) -> NDArray[np.float32]:
-        """The cost of each entry, the escape (without its number) last."""
+        """The cost of each entry, the escape (without its number) first."""
         return (PRECISION - np.log2(self.frequencies)).astype(np.float32)
 
 
@@ -45,14 +45,12 @@ def integer_frequencies(probabilities: NDArray[np.floating]) -> NDArray[np.int64
     return frequencies
 
 
-def _groups(tables: NDArray[np.integer]) -> list[tuple[int, NDArray[np.intp]]]:
-    """(table, positions) for each table that occurs, in order."""
-    if not len(tables):
-        return []
-    order = np.argsort(tables, kind="stable")
+def _groups(tables: NDArray[np.integer]) -> tuple[NDArray[np.intp], list[tuple[int, slice]]]:
+    """The positions sorted by table, of which there are less than 2**15, and where among them each table's are."""
+    order = np.argsort(tables.astype(np.int16), kind="stable")  # a radix sort
     counts = np.bincount(tables)
-    used = np.flatnonzero(counts)
-    return list(zip(used.tolist(), np.split(order, np.cumsum(counts[used])[:-1]), strict=True))
+    ends = np.cumsum(counts)
+    return order, [(i, slice(ends[i] - counts[i], ends[i])) for i in np.flatnonzero(counts).tolist()]
 
 
 class Encoder:
@@ -62,25 +60,27 @@ class Encoder:
         self._coder = constriction.stream.queue.RangeEncoder()
 
     def encode(self, values: NDArray[np.integer], tables: NDArray[np.integer], family: Sequence[Table]) -> None:
-        """values[i] is coded with family[tables[i]]; both (n,), any integers."""
-        for index, positions in _groups(tables):
-            self.encode_shared(values[positions], family[index])
+        """values[i] is coded with family[tables[i]]; both (n,), any integers. Escaped numbers follow all others."""
+        firsts, sizes = np.array([(table.first, table.size) for table in family]).T
+        symbols, size = values - firsts[tables], sizes[tables]
+        outside = (symbols < 0) | (symbols >= size)
+        order, groups = _groups(tables)
+        entries = np.where(outside, 0, symbols + 1).astype(np.int32)[order]
+        for index, group in groups:
+            self._coder.encode(entries[group], family[index].model)
+        for i in order[outside[order]].tolist():
+            self._escape(int(symbols[i]), int(size[i]))
 
     def encode_shared(self, values: NDArray[np.integer], table: Table) -> None:
         """All of the values (n,) are coded with one table."""
-        symbols = values.astype(np.int64) - table.first
-        outside = (symbols < 0) | (symbols >= table.escape)
-        entries = np.where(outside, table.escape, symbols).astype(np.int32)
-        self._coder.encode(entries, table.model)
-        for symbol in symbols[outside].tolist():
-            self._escape(symbol, table.escape)
+        self.encode(values, np.zeros(len(values), np.int16), [table])
 
     def _escape(self, symbol: int, size: int) -> None:
         below = symbol < 0
         number = (-symbol if below else symbol - size + 1) + 1  # at least 2
         length = number.bit_length() - 1
         if length > _ESCAPE_LIMIT:
-            raise ValueError(f"a symbol lies {number} outside its table; at most 2**{_ESCAPE_LIMIT} can be coded")
+            raise ValueError(f"a symbol lies {number} outside its table; less than 2**{_ESCAPE_LIMIT + 1} can be coded")
         self.uniform([int(below)], 2)
         self.uniform([1] * (length - 1) + [0], 2)
         self.uniform([number >> i & 1 for i in reversed(range(length))], 2)
@@ -95,26 +95,38 @@ class Encoder:
 
 
 class Decoder:
-    """The inverse of Encoder, over the same families in the same order."""
+    """The inverse of Encoder, over the same families in the same order.
 
-    def __init__(self, data: bytes):
+    incomplete: the data was cut off; a call that reaches its end raises FormatError.
+    """
+
+    def __init__(self, data: bytes, incomplete: bool = False):
+        self._incomplete = incomplete
         words = -(-len(data) // 4)
         numbers = np.frombuffer(data.ljust(4 * words, b"\0"), "<u4").astype(np.uint32)
         self._coder = constriction.stream.queue.RangeDecoder(numbers)
 
-    def decode(self, tables: NDArray[np.integer], family: Sequence[Table]) -> NDArray[np.int64]:
+    def decode(self, tables: NDArray[np.integer], family: Sequence[Table]) -> NDArray[np.int32]:
         """The values (n,) whose tables those are. Raises FormatError where the bytes can't be what an Encoder wrote."""
-        values = np.empty(len(tables), np.int64)
-        for index, positions in _groups(tables):
-            values[positions] = self.decode_shared(len(positions), family[index])
+        order, groups = _groups(tables)
+        symbols = np.empty(len(tables), np.int32)
+        for index, group in groups:
+            symbols[group] = self._take(group.stop - group.start, family[index].model)
+        escaped = np.flatnonzero(symbols == 0)
+        for index, group in groups:
+            symbols[group] += family[index].first - 1
+        for at in escaped.tolist():
+            table = family[tables[order[at]]]
+            symbols[at] = table.first + self._escape(table.size)
+        if self._incomplete and self._coder.maybe_exhausted():
+            raise FormatError("the coded data ends too early")
+        values = np.empty_like(symbols)
+        values[order] = symbols
         return values
 
-    def decode_shared(self, count: int, table: Table) -> NDArray[np.int64]:
+    def decode_shared(self, count: int, table: Table) -> NDArray[np.int32]:
         """The next values (count,), all coded with one table."""
-        symbols = self._take(count, table.model).astype(np.int64)
-        for at in np.flatnonzero(symbols == table.escape).tolist():
-            symbols[at] = self._escape(table.escape)
-        return symbols + table.first
+        return self.decode(np.zeros(count, np.int16), [table])
 
     def _escape(self, size: int) -> int:
         below = self.uniform(1, 2)[0]

@@ -78,5 +78,5 @@ def from_planes(planes: torch.Tensor, alpha: Pixels | None, info: Info) -> Pixel
 
     pixels = np.moveaxis(planes.cpu().numpy(), 0, 2).astype(np.uint16 if info.bit_depth == 16 else np.uint8)
     if alpha is not None:
-        pixels = np.concatenate([pixels, alpha[..., None]], axis=2)
+        pixels = np.concatenate([pixels, alpha[..., None].astype(pixels.dtype)], axis=2)
     return np.ascontiguousarray(pixels[..., 0] if info.channels == 1 else pixels)

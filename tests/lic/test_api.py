@@ -17,7 +17,8 @@ from tests.lic.conftest import natural
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    return 10 * np.log10(np.iinfo(a.dtype).max ** 2 / ((a.astype(float) - b) ** 2).mean())
+    error = ((a.astype(float) - b) ** 2).mean()
+    return 10 * np.log10(np.iinfo(a.dtype).max ** 2 / max(error, 1e-9))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -209,3 +210,41 @@ def test_headers_are_read_without_torch(photo, tmp_path):
     (tmp_path / "x.lic").write_bytes(lic.encode(photo))
     script = "import sys, lic; lic.read_info(sys.argv[1]); lic.verify(sys.argv[1]); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script, tmp_path / "x.lic"], check=True)
+
+
+@pytest.mark.parametrize("target", [600, 1500, 4000, 6000])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_target_size_is_met_and_never_exceeded(target, channels):
+    pixels = natural(130, 120, channels)
+    if channels == 4:
+        pixels[..., 3] = 255
+    size = len(lic.encode(pixels, target_size=target))
+    assert 0.99 * target - 1 <= size <= target
+
+
+def test_a_target_in_bits_per_pixel_counts_all_frames(photo):
+    frames = [photo, photo[::-1].copy()]
+    data = lic.encode(frames, target_bpp=1.0)
+    assert 0.99 <= 8 * len(data) / (2 * photo.shape[0] * photo.shape[1]) <= 1
+
+
+@pytest.mark.parametrize(("target", "dtype"), [(31.0, np.uint8), (41.0, np.uint8), (35.0, np.uint16)])
+def test_a_target_psnr_is_met(target, dtype):
+    pixels = natural(256, 256, 3, dtype)
+    reached = psnr(pixels, lic.decode(lic.encode(pixels, target_psnr=target)).pixels)
+    assert abs(reached - target) < 0.051
+
+
+def test_targets_out_of_reach(photo):
+    assert lic.encode(photo, target_size=10**7) == lic.encode(photo, quality=100)
+    assert lic.encode(photo, target_psnr=3.0) == lic.encode(photo, quality=0)
+    with pytest.raises(lic.LicError, match="at quality 0"):
+        lic.encode(photo, target_size=50)
+
+
+@pytest.mark.parametrize(
+    "options", [{"target_size": 0}, {"target_bpp": -1.0}, {"target_psnr": 30.0, "target_size": 500}]
+)
+def test_targets_that_make_no_sense(photo, options):
+    with pytest.raises(lic.LicError, match="exclude one another"):
+        lic.encode(photo, **options)

@@ -15,7 +15,7 @@ FAMILY = [
 ]
 
 
-@given(st.lists(st.tuples(st.integers(-(2**38), 2**38) | st.integers(-9, 9), st.integers(0, 2)), max_size=200))
+@given(st.lists(st.tuples(st.integers(-(2**22), 2**22) | st.integers(-9, 9), st.integers(0, 2)), max_size=200))
 def test_any_integers_come_back_whatever_their_tables(pairs):
     values = np.array([v for v, _ in pairs], np.int64)
     tables = np.array([t for _, t in pairs], np.int16)
@@ -37,16 +37,16 @@ def test_frequencies_are_positive_and_sum_exactly(weights):
 def test_the_size_is_the_information():
     rng = np.random.default_rng(0)
     table = FAMILY[0]
-    entries = rng.choice(table.escape, 50_000, p=table.frequencies[:-1] / table.frequencies[:-1].sum())
+    entries = 1 + rng.choice(table.size, 50_000, p=table.frequencies[1:] / table.frequencies[1:].sum())
     encoder = Encoder()
-    encoder.encode_shared(entries + table.first, table)
+    encoder.encode_shared(entries - 1 + table.first, table)
     information = table.bits()[entries].sum() / 8
     assert information <= len(encoder.bytes()) + 1 <= information * 1.001 + 10
 
 
 def test_a_symbol_too_far_away_is_refused():
     with pytest.raises(ValueError, match="outside its table"):
-        Encoder().encode_shared(np.array([2**60]), FAMILY[0])
+        Encoder().encode_shared(np.array([2**24]), FAMILY[0])
 
 
 @given(st.binary(max_size=400))

@@ -92,6 +92,6 @@ def test_synthesis_inverts_analysis_for_every_size(height, width, levels, seed):
     sizes = [(height, width), *(band.shape[2:] for band in bands)]
     picture = (low * scale).round().long()
     for level in range(levels, 0, -1):
-        picture = lifting.synthesise(picture, bands[level - 1].round().long(), *sizes[level - 1])
+        picture = lifting.synthesise(picture, bands[level - 1].round().long() << lifting.FRACTION, *sizes[level - 1])
     assert (picture / scale - x * scale).abs().max() < 12 * levels
     assert picture.shape == x.shape

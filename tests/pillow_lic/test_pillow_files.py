@@ -216,3 +216,29 @@ def test_everyday_operations(path: Path):
     image.putpixel((0, 0), (1, 2, 3))
     assert image.getpixel((0, 0)) == (1, 2, 3)
     assert Image.open(path).convert("L").crop((0, 0, 8, 8)).size == (8, 8)
+
+
+def test_thumbnails_decode_only_what_they_need(path, monkeypatch):
+    with Image.open(path) as image:
+        whole = image.convert("RGB")
+    scales = []
+    inner = lic.decode
+    monkeypatch.setattr(lic, "decode", lambda *args, **kw: scales.append(kw["scale"]) or inner(*args, **kw))
+    with Image.open(path) as image:
+        image.thumbnail((8, 8))
+    whole.thumbnail((8, 8))
+    assert scales == [0.5]
+    assert image.size == whole.size
+    assert np.abs(np.asarray(image).astype(int) - np.asarray(whole)).mean() < 6
+
+
+def test_draft(path):
+    with Image.open(path) as image:
+        width, height = image.size
+        assert image.draft(None, (width, height)) is None
+        mode, box = image.draft("L", (width // 5, height // 5))
+        assert (mode, box) == ("RGB", (0, 0, width / 4, height / 4))
+        assert image.size == (-(-width // 4), -(-height // 4))
+        image.load()
+        assert image.draft(None, (1, 1)) is None
+        assert np.asarray(image).shape[:2] == image.size[::-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
@@ -50,7 +50,7 @@ class Sampler:
     """A context in which every millisecond is charged to the function of this package that is running."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[tuple[str, str]] = Counter()
+        self.seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
         self._thread = threading.Thread(target=self._sample, args=(threading.get_ident(),), daemon=True)
         self._over = threading.Event()
 
@@ -76,15 +76,14 @@ class Sampler:
     def shares(self) -> list[tuple[str, float]]:
         """Each file and, indented, its functions; what is small is left out."""
         total = self.total() or 1
-        files: Counter[str] = Counter()
+        files: defaultdict[str, float] = defaultdict(float)
         for (file, _), seconds in self.seconds.items():
             files[file] += seconds
-        large = {where for where, _ in self.seconds.most_common(SHOWN)}
+        large = sorted(self.seconds, key=lambda where: -self.seconds[where])[:SHOWN]
         out = []
-        for file, seconds in files.most_common():
-            out.append((file, seconds / total))
-            functions = [where for where, _ in self.seconds.most_common() if where in large and where[0] == file]
-            out += [(f"    {where[1]}", self.seconds[where] / total) for where in functions]
+        for file in sorted(files, key=lambda file: -files[file]):
+            out.append((file, files[file] / total))
+            out += [(f"    {where[1]}", self.seconds[where] / total) for where in large if where[0] == file]
         return out
 
 
@@ -103,7 +102,7 @@ def _entropy_coder() -> list[str]:
     reach = np.arange(-30, 31)
     family = []
     for scale in np.geomspace(0.1, 10, TABLES):
-        weights = np.append(np.exp(-np.abs(reach) / scale) + 1e-9, 1e-6)
+        weights = np.append(1e-6, np.exp(-np.abs(reach) / scale) + 1e-9)
         family.append(entropy.Table(-30, entropy.integer_frequencies(weights)))
     tables = rng.integers(0, TABLES, SYMBOLS)
     values = rng.laplace(0, np.geomspace(0.1, 10, TABLES)[tables]).round().astype(np.int64)

@@ -49,6 +49,9 @@ class Convolution(nn.Module):
     `scale_out=None` gives real numbers instead of activations. `biases` > 1 keeps several bias vectors to choose from.
     """
 
+    weight: Tensor
+    bias: Tensor
+
     def __init__(
         self, inputs: int, outputs: int, kernel: int, scale_in: Scale, scale_out: Scale | None, biases: int = 1
     ):
@@ -58,11 +61,6 @@ class Convolution(nn.Module):
     @staticmethod
     def form(integers: Tensor, scale: Scale) -> Tensor:
         """Integers in the range of scale -> activations."""
-        raise NotImplementedError
-
-    @staticmethod
-    def requantise(real: Tensor, scale: Scale) -> Tensor:
-        """Real numbers, float32 -> activations; what held the numbers may be written over."""
         raise NotImplementedError
 
 
@@ -112,10 +110,6 @@ class TrainableConv2d(Convolution):
     def form(integers: Tensor, scale: Scale) -> Tensor:
         return integers.float().contiguous(memory_format=torch.channels_last)
 
-    @staticmethod
-    def requantise(real: Tensor, scale: Scale) -> Tensor:
-        return _Requantise.apply(real, torch.tensor(2.0**scale.exponent), scale)
-
     def integers(self) -> tuple[Tensor, Tensor, Tensor]:
         """Weights -127..127 (float32), biases in units of the sums, binary exponents of the weights' scales."""
         with torch.no_grad():
@@ -158,8 +152,6 @@ def _round(x: Tensor) -> Tensor:
 class IntegerConv2d(Convolution):
     """The convolution as shipped: int8 weights, int32 biases in units of the sums, binary exponents of the weights."""
 
-    weight: Tensor
-    bias: Tensor
     exponent: Tensor
 
     def __init__(
@@ -189,10 +181,6 @@ class PortableConv2d(IntegerConv2d):
     def form(integers: Tensor, scale: Scale) -> Tensor:
         return integers.float()
 
-    @staticmethod
-    def requantise(real: Tensor, scale: Scale) -> Tensor:
-        return real.mul_(2.0**scale.exponent).round_().clamp_(scale.low, scale.high)
-
     def forward(self, x: Tensor, bias: int = 0) -> Tensor:
         n, _, h, w = x.shape
         patches = F.unfold(self.pad(x), self.kernel) if self.kernel > 1 else x.flatten(2)
@@ -217,29 +205,27 @@ class Int8Conv2d(IntegerConv2d):
     def form(integers: Tensor, scale: Scale) -> Tensor:
         return (integers + scale.zero).to(torch.uint8, memory_format=torch.channels_last)
 
-    @staticmethod
-    def requantise(real: Tensor, scale: Scale) -> Tensor:
-        return real.mul_(2.0**scale.exponent).round_().add_(scale.zero).clamp_(0, 127).to(torch.uint8)
-
     def _prepare(self) -> None:
         """Pack the weights and fold the zero points into the biases, once."""
         if not hasattr(self, "_packed"):
-            self._factors = self.factors()
-            self._zeros = torch.zeros_like(self._factors, dtype=torch.int64)
-            self._packed = torch.ops.onednn.qconv_prepack(
-                self.weight, self._factors, 1.0, 0, [1, 1], [0, 0], [1, 1], 1, None
-            )
+            factors = self.factors()
             offset = self.bias - self.scale_in.zero * self.weight.int().sum((1, 2, 3))
-            self._biases = offset.float() * self._factors + (self.scale_out.zero if self.scale_out else 0)
+            self._biases = offset.float() * factors + (self.scale_out.zero if self.scale_out else 0)
+            self._zeros = torch.zeros_like(factors, dtype=torch.int64)
+            self._factors = factors
+            # The last one: other threads may be looking.
+            self._packed = torch.ops.onednn.qconv_prepack(self.weight, factors, 1.0, 0, [1, 1], [0, 0], [1, 1], 1, None)
 
     def forward(self, x: Tensor, bias: int = 0) -> Tensor:
         self._prepare()
-        x = self.pad(x) if self.kernel > 1 else x
+        margin = [self.kernel // 2] * 2
+        if self.kernel > 1 and self.scale_in.zero:  # the operator pads with stored zeros
+            x, margin = self.pad(x), [0, 0]
         dtype, post = (torch.uint8, "hardtanh") if self.scale_out else (torch.float32, "none")
         limits = [0.0, 127.0] if self.scale_out else []
         return torch.ops.onednn.qconv2d_pointwise(
             x, 1.0, 0, self._packed, self._factors, self._zeros, self._biases[bias],
-            [1, 1], [0, 0], [1, 1], 1, 1.0, 0, dtype, post, limits, "",
+            [1, 1], margin, [1, 1], 1, 1.0, 0, dtype, post, limits, "",
         )  # fmt: skip
 
 

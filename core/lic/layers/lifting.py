@@ -87,18 +87,18 @@ def analyse(x: Tensor, levels: int) -> tuple[Tensor, list[Tensor]]:
 
 
 def synthesise(low: Tensor, band: Tensor, height: int, width: int) -> Tensor:
-    """One level: low (N, C, h, w) int64 in 1 / 2**FRACTION steps, band (N, 3C, h, w) int64 in whole steps
-    -> (N, C, height, width) int64 in 1 / 2**FRACTION steps."""
-    if _fits(low, band):  # the same integers, four times as fast
-        low, band = low.int(), band.int()
+    """One level: low (N, C, h, w) and band (N, 3C, h, w) -> (N, C, height, width); int32 in 1 / 2**FRACTION steps,
+    saturating at 2**30: at the smallest step there is, 1/128 of an 8-bit pixel value, pictures reach 2**29."""
+    if not _fits(low, band):  # the same integers, but four times as slow
+        low, band = low.long(), band.long()
     hl, lh, hh = band.chunk(3, 1)
     rows, columns = height // 2, width // 2
-    left = _merge(_scaled(low, _INVERSE_K2), lh[:, :, :rows] << FRACTION, 2)
-    right = _merge(hl[..., :columns] << FRACTION, _scaled(hh[:, :, :rows, :columns] << FRACTION, _K2), 2)
-    return _merge(left, right, 3).long()
+    left = _merge(_scaled(low, _INVERSE_K2), lh[:, :, :rows], 2)
+    right = _merge(hl[..., :columns], _scaled(hh[:, :, :rows, :columns], _K2), 2)
+    return _merge(left, right, 3).clamp(-(2**30), 2**30).int()
 
 
 def _fits(low: Tensor, band: Tensor) -> bool:
     """Whether every product in synthesis stays within 32 bits: the largest is at most 56 600 times the largest input
     (the sums of the absolute values of each intermediate's impulse response, over both dimensions)."""
-    return max(int(low.abs().max()), int(band.abs().max()) << FRACTION) < 2**31 // 56_600
+    return max(int(low.abs().max()), int(band.abs().max())) < 2**31 // 56_600
