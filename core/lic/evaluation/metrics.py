@@ -37,7 +37,7 @@ def ms_ssim(original: Pixels, decoded: Pixels) -> float:
     import pytorch_msssim
     import torch
 
-    a, b = (torch.from_numpy(x).permute(2, 0, 1)[None].float() for x in (original, decoded))
+    a, b = (torch.tensor(x).permute(2, 0, 1)[None].float() for x in (original, decoded))
     return float(pytorch_msssim.ms_ssim(a, b, data_range=255))
 
 
