@@ -97,7 +97,7 @@ class Encoder:
 class Decoder:
     """The inverse of Encoder, over the same families in the same order.
 
-    incomplete: the data was cut off; a call that reaches its end raises FormatError.
+    incomplete: the data was cut off; a call for symbols that hang on what is missing raises FormatError.
     """
 
     def __init__(self, data: bytes, incomplete: bool = False):
@@ -105,6 +105,9 @@ class Decoder:
         words = -(-len(data) // 4)
         numbers = np.frombuffer(data.ljust(4 * words, b"\0"), "<u4").astype(np.uint32)
         self._coder = constriction.stream.queue.RangeDecoder(numbers)
+        if incomplete:  # what is the same whether zeros or ones follow is sure
+            numbers = np.frombuffer(data.ljust(4 * words + 8, b"\xff"), "<u4").astype(np.uint32)
+            self._other_coder = constriction.stream.queue.RangeDecoder(numbers)
 
     def decode(self, tables: NDArray[np.integer], family: Sequence[Table]) -> NDArray[np.int32]:
         """The values (n,) whose tables those are. Raises FormatError where the bytes can't be what an Encoder wrote."""
@@ -118,8 +121,6 @@ class Decoder:
         for at in escaped.tolist():
             table = family[tables[order[at]]]
             symbols[at] = table.first + self._escape(table.size)
-        if self._incomplete and self._coder.maybe_exhausted():
-            raise FormatError("the coded data ends too early")
         values = np.empty_like(symbols)
         values[order] = symbols
         return values
@@ -146,6 +147,9 @@ class Decoder:
 
     def _take(self, count: int, model: object) -> NDArray[np.int32]:
         try:
-            return self._coder.decode(model, count)
+            symbols = self._coder.decode(model, count)
+            if self._incomplete and (self._other_coder.decode(model, count) != symbols).any():
+                raise FormatError("the coded data ends too early")
+            return symbols
         except AssertionError as error:
             raise FormatError("the coded data is damaged") from error

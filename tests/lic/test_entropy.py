@@ -59,3 +59,18 @@ def test_arbitrary_bytes_decode_to_something_or_raise_a_format_error(data):
 def test_a_wrong_table_is_refused(frequencies):
     with pytest.raises(ValueError, match="frequencies"):
         Table(0, frequencies)
+
+
+def test_data_that_was_cut_off_gives_what_is_sure_and_then_an_error():
+    values = np.random.default_rng(0).integers(-3, 4, (40, 30))
+    encoder = Encoder()
+    for row in values:
+        encoder.encode_shared(row, FAMILY[0])
+    data = encoder.bytes()
+    for length in range(0, len(data), 3):
+        decoder, rows = Decoder(data[:length], incomplete=True), 0
+        with contextlib.suppress(FormatError):
+            for row in values:
+                assert (decoder.decode_shared(30, FAMILY[0]) == row).all()
+                rows += 1
+        assert rows > 40 * length / len(data) - 3
