@@ -94,6 +94,8 @@ def encode(
     targets = [t for t in (target_size, target_bpp, target_psnr) if t is not None]
     if targets and (len(targets) > 1 or lossless or not targets[0] > 0):
         raise LicError("target_size, target_bpp and target_psnr are positive and exclude one another and lossless")
+    if lossless and card.lossless_by:
+        model, card = card.lossless_by, registry.model_class(card.lossless_by).card
     codec = registry.load(model, choose_device(device))
     height, width, channels = frames[0].shape
     info = Info(

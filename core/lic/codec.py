@@ -16,7 +16,11 @@ Streams = dict[str, bytes]
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a model is and is for. streams: the names of the byte strings it writes, in their order in the file."""
+    """What a model is and is for.
+
+    streams: the names of the byte strings it writes, in their order in the file. lossless_by: the model that stands in
+    for it where lossless coding is asked for.
+    """
 
     name: str
     paper: str
@@ -24,6 +28,7 @@ class ModelCard:
     lossy: bool
     lossless: bool
     streams: tuple[str, ...]
+    lossless_by: str | None = None
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ MODEL_CODES = {
     "extreme": 8,
     "pixelcnn": 9,
     "l3c": 10,
+    "wavelet_lossless": 11,
 }
 _MODEL_NAMES = {code: name for name, code in MODEL_CODES.items()}
 

@@ -85,7 +85,7 @@ class Encoder:
         self.uniform([1] * (length - 1) + [0], 2)
         self.uniform([number >> i & 1 for i in reversed(range(length))], 2)
 
-    def uniform(self, values: Sequence[int], size: int) -> None:
+    def uniform(self, values: Sequence[int] | NDArray[np.integer], size: int) -> None:
         """Integers 0..size-1, all equally likely."""
         self._coder.encode(np.asarray(values, np.int32), constriction.stream.model.Uniform(size))
 

@@ -20,7 +20,7 @@ from lic.training import data, loop
 from tests.lic.conftest import natural
 
 
-class Toy(nn.Module):
+class Toy(loop.Trainable):
     """A network that learns to copy; it may break down at a step, once."""
 
     breaks_at: int | None = None

@@ -232,3 +232,19 @@ class Int8Conv2d(IntegerConv2d):
 def kernel_for(device: torch.device) -> type[IntegerConv2d]:
     """The fastest of the exact kernels there."""
     return Int8Conv2d if device.type == "cpu" and Int8Conv2d.available() else PortableConv2d
+
+
+def shipped(networks: nn.Module) -> dict[str, Tensor]:
+    """The state of all its trainable convolutions, as `IntegerConv2d` has it."""
+    out: dict[str, Tensor] = {}
+    for name, layer in networks.named_modules():
+        if isinstance(layer, TrainableConv2d):
+            out |= {f"{name}.{field}": tensor for field, tensor in layer.shipped().items()}
+    return out
+
+
+def start_from(networks: nn.Module, state: dict[str, Tensor]) -> None:
+    """The inverse: let all trainable convolutions go on from what was shipped."""
+    for name, layer in networks.named_modules():
+        if isinstance(layer, TrainableConv2d):
+            layer.start_from({field: state[f"{name}.{field}"] for field in ("weight", "bias", "exponent")})

@@ -18,7 +18,7 @@ _K2 = 5413  # the square of the scaling factor 1.149604398 (near orthonormal), t
 _INVERSE_K2 = 3099  # and its inverse
 
 
-def _around_odd(even: Tensor, count: int, dim: int) -> Tensor:
+def around_odd(even: Tensor, count: int, dim: int) -> Tensor:
     """The sum of the two even samples beside each odd one; a missing last one is its mirror image."""
     after = even.narrow(dim, 1, even.shape[dim] - 1)
     if even.shape[dim] == count:
@@ -26,26 +26,26 @@ def _around_odd(even: Tensor, count: int, dim: int) -> Tensor:
     return even.narrow(dim, 0, count) + after
 
 
-def _around_even(odd: Tensor, count: int, dim: int) -> Tensor:
+def around_even(odd: Tensor, count: int, dim: int) -> Tensor:
     """The sum of the two odd samples beside each even one; missing ones are mirror images."""
     n = odd.shape[dim]
     before = torch.cat([odd.narrow(dim, 0, 1), odd.narrow(dim, 0, count - 1)], dim)
     return before + (odd if n == count else torch.cat([odd, odd.narrow(dim, n - 1, 1)], dim))
 
 
-def _every_second(x: Tensor, dim: int, first: int) -> Tensor:
+def every_second(x: Tensor, dim: int, first: int) -> Tensor:
     return x[..., first::2] if dim == 3 else x[..., first::2, :]
 
 
 def _split(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    even, odd = _every_second(x, dim, 0), _every_second(x, dim, 1)
+    even, odd = every_second(x, dim, 0), every_second(x, dim, 1)
     m, n = even.shape[dim], odd.shape[dim]
     if n:
         a, b, c, d = (step / 2**_BITS for step in _STEPS)
-        odd = odd + a * _around_odd(even, n, dim)
-        even = even + b * _around_even(odd, m, dim)
-        odd = odd + c * _around_odd(even, n, dim)
-        even = even + d * _around_even(odd, m, dim)
+        odd = odd + a * around_odd(even, n, dim)
+        even = even + b * around_even(odd, m, dim)
+        odd = odd + c * around_odd(even, n, dim)
+        even = even + d * around_even(odd, m, dim)
     return even, odd
 
 
@@ -54,15 +54,15 @@ def _merge(even: Tensor, odd: Tensor, dim: int) -> Tensor:
     if not n:
         return even
     a, b, c, d = _STEPS
-    even = even - _scaled(_around_even(odd, m, dim), d)
-    odd = odd - _scaled(_around_odd(even, n, dim), c)
-    even = even - _scaled(_around_even(odd, m, dim), b)
-    odd = odd - _scaled(_around_odd(even, n, dim), a)
+    even = even - _scaled(around_even(odd, m, dim), d)
+    odd = odd - _scaled(around_odd(even, n, dim), c)
+    even = even - _scaled(around_even(odd, m, dim), b)
+    odd = odd - _scaled(around_odd(even, n, dim), a)
     shape = list(even.shape)
     shape[dim] = m + n
     out = even.new_empty(shape)
-    _every_second(out, dim, 0).copy_(even)
-    _every_second(out, dim, 1).copy_(odd)
+    every_second(out, dim, 0).copy_(even)
+    every_second(out, dim, 1).copy_(odd)
     return out
 
 

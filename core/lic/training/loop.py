@@ -26,7 +26,9 @@ from lic.training import data
 
 
 class Trainable(nn.Module):
-    """What a model's networks offer to training."""
+    """What a model's networks offer to training. shrunk: the share of the crops that are to be scaled down."""
+
+    shrunk = 0.5
 
     def forward(self, pixels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """pixels (N, 3, H, W) float32, 0..255 -> `loss`, what to optimise, and whatever else is worth reading."""
@@ -130,6 +132,9 @@ class Run:
             for name, value in self.networks.state_dict().items():
                 self.average[name].lerp_(value, 1 - keep)
 
+    def crops(self, pictures: list[data.Pixels], rng: np.random.Generator, count: int) -> Tensor:
+        return data.crops(pictures, rng, count, self.options.side, self.networks.shrunk).to(self.device)
+
     @torch.no_grad()
     def validate(self, pictures: list[data.Pixels]) -> dict[str, float]:
         """The losses of the averaged networks on the same 32 crops every time."""
@@ -137,7 +142,7 @@ class Run:
         networks = self.averaged().eval()
         sums: dict[str, float] = defaultdict(float)
         for i in range(8):
-            pixels = data.crops(pictures, np.random.default_rng(i), 4, self.options.side).to(self.device)
+            pixels = self.crops(pictures, np.random.default_rng(i), 4)
             for name, value in networks(pixels, torch.Generator().manual_seed(i)).items():
                 sums["validation_" + name] += float(value) / 8
         self.networks.train().load_state_dict(current)
@@ -157,7 +162,7 @@ def train(networks: Trainable, pictures: data.Pictures, folder: Path, options: O
     with (folder / "log.jsonl").open("a") as log, tqdm(initial=run.step, total=options.steps, disable=None) as bar:
         while (done := run.done) < 1:
             key = (options.seed, rank, run.step)
-            pixels = data.crops(pictures.training, np.random.default_rng(key), options.batch, options.side).to(device)
+            pixels = run.crops(pictures.training, np.random.default_rng(key), options.batch)
             generator = torch.Generator().manual_seed(int(np.random.default_rng((*key, 1)).integers(2**62)))
             with autocast(options.precision, device):
                 losses = model(pixels.contiguous(memory_format=torch.channels_last), generator)

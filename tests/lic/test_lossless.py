@@ -1,0 +1,141 @@
+"""`lossless=True`: what was saved comes back bit for bit, whatever it is."""
+
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import lic
+from lic.layers import reversible
+from tests.lic.conftest import natural
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 6), st.integers(0, 2**31))
+def test_the_transforms_lose_nothing_and_keep_their_range(height, width, levels, seed):
+    rng = np.random.default_rng(seed)
+    extremes = rng.integers(0, 2, (1, 3, height, width)) * 65535 - 32768
+    for x in (torch.from_numpy(extremes).int(), torch.from_numpy(rng.integers(-128, 128, extremes.shape)).int()):
+        planes = reversible.to_ycocg(x)
+        low, bands = reversible.analyse(planes, levels)
+        assert low.abs().max() < 2**20
+        sizes = [(height, width), *(band.shape[2:] for band in bands)]
+        for level in range(levels, 0, -1):
+            low = reversible.synthesise(low, bands[level - 1], *sizes[level - 1])
+        assert torch.equal(low, planes)
+        assert torch.equal(reversible.from_ycocg(low), x)
+
+
+def kinds() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "photograph": natural(61, 83, 3),
+        "grey": natural(40, 33, 1),
+        "alpha": natural(30, 41, 4),
+        "grey and alpha": natural(30, 41, 2),
+        "16 bits": natural(45, 60, 3, np.uint16),
+        "16 bits, grey and alpha": natural(20, 27, 2, np.uint16),
+        "8 bits as 16": natural(45, 60, 3).astype(np.uint16) * 257,
+        "12 bits as 16": (natural(45, 60, 1, np.uint16) >> 4) * 16,
+        "noise": rng.integers(0, 256, (50, 47, 3), np.uint8),
+        "noise of 16 bits": rng.integers(0, 65536, (50, 47, 3), np.uint16),
+        "extremes of 16 bits": (rng.integers(0, 2, (50, 47, 3)) * 65535).astype(np.uint16),
+        "two colours": rng.integers(0, 2, (64, 64, 1), np.uint8).repeat(3, 2) * 200 + 13,
+        "black": np.zeros((100, 80, 3), np.uint8),
+        "one pixel": np.array([[[255, 0, 7]]], np.uint8),
+        "a row": natural(1, 300, 3),
+        "a column": natural(300, 1, 1),
+        "several tiles": natural(20, 1700, 3),
+    }
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_pixels_come_back_bit_for_bit(kind):
+    pixels = kinds()[kind]
+    picture = lic.decode(lic.encode(pixels, lossless=True))
+    assert picture.pixels.dtype == pixels.dtype
+    assert np.array_equal(picture.pixels.reshape(pixels.shape), pixels)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 2, 3, 4]), st.sampled_from([8, 16]),
+    st.integers(1, 16), st.integers(0, 2**31),
+)  # fmt: skip
+def test_pixels_of_any_shape_and_range_come_back(height, width, channels, depth, bits, seed):
+    rng = np.random.default_rng(seed)
+    top = 2 ** min(bits, depth)
+    pixels = rng.integers(0, top, (height, width, channels)).astype(np.uint8 if depth == 8 else np.uint16)
+    assert np.array_equal(lic.decode(lic.encode(pixels, lossless=True)).pixels.reshape(pixels.shape), pixels)
+
+
+def test_both_plugins_save_losslessly(tmp_path):
+    pixels = natural(50, 61, 4)
+    Image.fromarray(pixels).save(tmp_path / "pillow.lic", lossless=True)
+    iio.imwrite(tmp_path / "imageio.lic", pixels, lossless=True)
+    for name in ("pillow.lic", "imageio.lic"):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / name)), pixels)
+        assert np.array_equal(iio.imread(tmp_path / name), pixels)
+    assert lic.read_info(tmp_path / "pillow.lic").model == "wavelet_lossless"
+
+
+def test_lossless_frames():
+    frames = [natural(20, 30, 3, seed=seed) for seed in range(3)]
+    data = lic.encode(frames, lossless=True)
+    for i, frame in enumerate(frames):
+        assert np.array_equal(lic.decode(data, frame=i).pixels, frame)
+
+
+def test_few_values_cost_few_bits():
+    wide = natural(96, 96, 1, np.uint16)
+    stretched = (wide >> 8) * 257
+    assert (
+        len(lic.encode(stretched, lossless=True))
+        < 1.02 * len(lic.encode((wide >> 8).astype(np.uint8), lossless=True)) + 60
+    )
+
+
+def test_regions_are_exact_and_halves_are_alike():
+    pixels = natural(90, 1600, 3)
+    data = lic.encode(pixels, lossless=True)
+    left, top, right, bottom = region = (1000, 11, 1081, 70)
+    assert np.array_equal(lic.decode(data, region=region).pixels, pixels[top:bottom, left:right])
+    half = np.asarray(Image.fromarray(pixels).resize((800, 45), Image.Resampling.BOX)).astype(int)
+    assert np.abs(lic.decode(data, scale=1 / 2).pixels - half).mean() < 6
+
+
+def test_a_prefix_opens_at_a_lower_resolution():
+    pixels = natural(200, 1600, 3)
+    data = lic.encode(pixels, lossless=True)
+    cut = lic.decode(data[: len(data) // 2], truncated=True).pixels.astype(int)
+    assert np.abs(cut - pixels).mean() < 20
+    with pytest.raises(lic.FormatError):
+        lic.decode(data[: len(data) // 2])
+
+
+def test_damage_is_an_error_or_a_picture(monkeypatch):
+    """Streams whose checksums are right but whose contents are not."""
+    from lic import registry
+    from lic.codec import PlaneShape, View
+
+    codec = registry.load("wavelet_lossless", torch.device("cpu"))
+    shape = PlaneShape(3, 40, 50, 16)
+    planes = torch.from_numpy(natural(40, 50, 3, np.uint16).astype(np.int32)).permute(2, 0, 1)
+    from lic.codec import Settings
+
+    stream = codec.compress(planes, shape, Settings(75, True, 5))["coefficients"]
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        damaged = bytearray(stream)
+        for at in rng.integers(0, min(len(damaged), 400), 3):
+            damaged[at] = rng.integers(256)
+        try:
+            out = codec.decompress({"coefficients": bytes(damaged)}, shape, View())
+        except lic.FormatError:
+            continue
+        assert out.shape == (3, 40, 50)
+        assert 0 <= out.min() <= out.max() < 65536
