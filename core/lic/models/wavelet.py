@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +178,7 @@ def to_planes(pixels: Tensor) -> Tensor:
     return torch.stack([sum(row[j] * (pixels[:, j] - 128) for j in range(3)) for row in COLOUR.tolist()], 1)
 
 
+REFINING_EFFORTS = (5, 8)  # from each of them on, once more: code the picture less what the post-filter will add
 LAGRANGIAN = 0.10  # squared steps a bit is worth in rate-distortion optimised quantisation
 
 
@@ -246,8 +247,19 @@ class WaveletCodec:
         step = quality_step(settings.quality)
         x = planes.to(self.device).float() / (257 if shape.bit_depth == 16 else 1)
         x = (x - 128)[None] * 3**0.5 if shape.channels == 1 else to_planes(x[None])
-        x = F.pad(x, (0, 0, 0, 0, 0, 3 - shape.channels))
-        low, bands = lifting.analyse(x * (STEP_UNIT / step), LEVELS)
+        x = F.pad(x, (0, 0, 0, 0, 0, 3 - shape.channels)) * (STEP_UNIT / step)
+        picture, coded = self._coded(x, shape, step, settings.effort > 0)
+        for _ in range(sum(settings.effort >= effort for effort in REFINING_EFFORTS)):
+            whole = Area(0, 0, shape.height, shape.width)
+            aim = x.clone()
+            for part, correction in self._corrections(picture, whole, whole, step):
+                aim[part.within(whole)] -= correction
+            picture, coded = self._coded(aim, shape, step, True)
+        return {"coefficients": struct.pack("<H", step) + coded}
+
+    def _coded(self, x: Tensor, shape: PlaneShape, step: int, optimised: bool) -> tuple[Tensor, bytes]:
+        """Planes (1, 3, H, W) in steps -> the picture before the post-filter, and the stream after the step."""
+        low, bands = lifting.analyse(x, LEVELS)
         low_q = low.round().int()[0, : shape.channels].cpu().numpy()
         writer = BandsWriter(shape, self.tables, low_q)
 
@@ -255,13 +267,13 @@ class WaveletCodec:
             inside = Inside(shape, this)
             c = inside.take(this.of(bands))
             table, nearest, sign = choose_tables(inside.take(mean), inside.take(log_scale))
-            q = self._optimise(c, table, nearest, sign) if settings.effort else c.round().int()
+            q = self._optimise(c, table, nearest, sign) if optimised else c.round().int()
             symbols = sign * (q - nearest)
             writer.write(this, table, symbols)
             return inside.put(reconstruct(table, nearest, sign, symbols, self.points), mean.shape)
 
-        self._walk(low_q, shape, step, code, tiles.plan(shape.height, shape.width, LEVELS))
-        return {"coefficients": struct.pack("<H", step) + writer.bytes()}
+        picture = self._walk(low_q, shape, step, code, tiles.plan(shape.height, shape.width, LEVELS))
+        return picture, writer.bytes()
 
     def _optimise(self, c: Tensor, table: Tensor, nearest: Tensor, sign: Tensor) -> Tensor:
         """As `optimise`, with the bits and the reconstruction points that the tables really have; int32."""
@@ -296,13 +308,17 @@ class WaveletCodec:
         if view.halvings:
             return self._pixels(picture[wanted.within(covered)], shape, step, view.halvings)
         out = torch.empty(shape.channels, wanted.bottom - wanted.top, wanted.right - wanted.left, dtype=torch.int32)
-        for part in wanted.squares(tiles.TILE):  # bounded memory
-            around = part.around(self.post_filter.reach, _FOLD, height, width)
-            pixels = picture[around.within(covered)]
-            correction = self.post_filter(pixels, torch.tensor([step], device=self.device))
-            pixels = pixels + ((correction * 64).round().int() << lifting.FRACTION - 6)
-            out[part.within(wanted)] = self._pixels(pixels[part.within(around)], shape, step)
+        for part, correction in self._corrections(picture, wanted, covered, step):
+            exact = (correction * 64).round().int() << lifting.FRACTION - 6
+            out[part.within(wanted)] = self._pixels(picture[part.within(covered)] + exact, shape, step)
         return out
+
+    def _corrections(self, picture: Tensor, wanted: Area, covered: Area, step: int) -> Iterator[tuple[Area, Tensor]]:
+        """What the post-filter adds to an area of the picture, which covers more: in pieces, to bound the memory."""
+        for part in wanted.squares(tiles.TILE):
+            around = part.around(self.post_filter.reach, _FOLD, covered.bottom, covered.right)
+            correction = self.post_filter(picture[around.within(covered)], torch.tensor([step], device=self.device))
+            yield part, correction[part.within(around)]
 
     def _walk(self, low: np.ndarray, shape: PlaneShape, step: int, code: Code, plan: list[Level]) -> Tensor:
         """From the low band (C, rows, columns), code a plan's levels; the picture (3, h, w) that they make."""
