@@ -190,7 +190,7 @@ def test_three_steps_of_training(name, tmp_path):
     before = {key: value.clone() for key, value in networks.state_dict().items()}
     options = loop.Options(steps=3, batch=2, side=64)
     run = loop.train(networks, pictures, tmp_path / "run", options, CPU)
-    unmoved = [key for key, value in run.networks.state_dict().items() if torch.equal(value, before[key])]
+    unmoved = [key for key, value in run.networks.named_parameters() if torch.equal(value, before[key])]
     assert not unmoved
     assert all(torch.isfinite(value).all() for value in run.networks.state_dict().values())
     assert np.isfinite(list(run.validate(pictures.validation).values())).all()

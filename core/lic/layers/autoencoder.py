@@ -32,6 +32,7 @@ WIDTHS = (3, 64, 128, 192)
 SPLIT = 48  # channels that the fourth stage takes
 LATENTS = 4 * WIDTHS[3]
 _UNIT = 64.0  # pixel values
+SLOWNESS = 0.1
 
 _COLOUR = torch.tensor([[3**-0.5] * 3, [2**-0.5, 0, -(2**-0.5)], [6**-0.5, -2 * 6**-0.5, 6**-0.5]])
 # Low- and high-pass filters: of analysis around even samples, of synthesis one sample further on.
@@ -51,13 +52,21 @@ def _first_packet(filters: Tensor) -> Tensor:
     return torch.einsum("pj,bkl->bpjkl", _COLOUR, kernels).flatten(0, 1)
 
 
-def _start(layer: nn.Conv2d | nn.ConvTranspose2d, packet: Tensor, results: int) -> None:
-    """Let the packet's results (dimension `results` of the weight) come from its own inputs alone, as it says."""
-    with torch.no_grad():
-        layer.weight.narrow(results, 0, packet.shape[results]).zero_()
-        layer.weight[: packet.shape[0], : packet.shape[1]] = packet
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
+class _Convolution(nn.Module):
+    """5x5, stride 2. What the packet gives (dimension `results` of the weight) comes from the packet's inputs alone.
+
+    The weight is kept divided by SLOWNESS, so that an optimiser whose steps have the size of the learning rate, as
+    Adam's, moves it that much less: at the pace that suits networks from noise it would tear the wavelet apart.
+    """
+
+    def __init__(self, shape: tuple[int, int], outputs: int, packet: Tensor, results: int):
+        super().__init__()
+        weight = torch.empty(*shape, 5, 5)
+        nn.init.kaiming_uniform_(weight, 5**0.5)  # as in nn.Conv2d
+        weight.narrow(results, 0, packet.shape[results]).zero_()
+        weight[: packet.shape[0], : packet.shape[1]] = packet
+        self.weight = nn.Parameter(weight / SLOWNESS)
+        self.bias = nn.Parameter(torch.zeros(outputs))
 
 
 def _extend(x: Tensor, dim: int) -> Tensor:
@@ -71,23 +80,23 @@ def _extend(x: Tensor, dim: int) -> Tensor:
     return torch.cat([sample(2), sample(1), x, after], dim)
 
 
-class _Down(nn.Conv2d):
+class _Down(_Convolution):
     def __init__(self, inputs: int, outputs: int, packet: Tensor):
-        super().__init__(inputs, outputs, 5, stride=2)
-        _start(self, packet, 0)
+        super().__init__((outputs, inputs), outputs, packet, results=0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(_extend(_extend(x, 2), 3))
+        return F.conv2d(_extend(_extend(x, 2), 3), self.weight * SLOWNESS, self.bias, stride=2)
 
 
-class _Up(nn.ConvTranspose2d):
+class _Up(_Convolution):
     def __init__(self, inputs: int, outputs: int, packet: Tensor):
-        super().__init__(inputs, outputs, 5, stride=2, padding=3)
-        _start(self, packet, 1)
+        super().__init__((inputs, outputs), outputs, packet, results=1)
 
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
-        return super().forward(F.pad(x, (1, 1, 1, 1), mode="replicate"))[..., : 2 * height, : 2 * width]
+        padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+        out = F.conv_transpose2d(padded, self.weight * SLOWNESS, self.bias, stride=2, padding=3)
+        return out[..., : 2 * height, : 2 * width]
 
 
 class Analysis(nn.Module):

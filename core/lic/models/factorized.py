@@ -8,10 +8,10 @@ What makes it that system: transforms of strided convolutions and GDN (lic.layer
 in training, a rate-distortion cost under a learned prior in which all latents are independent
 (lic.layers.factorized_prior).
 
-What differs: gain units make one set of weights serve all qualities, where the paper trains one for each
-(lic.layers.gain); the transforms have four stages of stride 2 instead of strides 4, 2, 2, the last of them for some
-channels only, and start as a wavelet packet (lic.layers.autoencoder); the prior's densities are mixtures of logistics,
-where the paper has piecewise linear ones.
+What differs: gain units make one set of weights serve all qualities, where the paper trains one for each, and noise is
+for the rate alone, while synthesis gets rounded latents (lic.layers.gain); the transforms have four stages of stride 2
+instead of strides 4, 2, 2, the last of them for some channels only, and start as a wavelet packet
+(lic.layers.autoencoder); the prior's densities are mixtures of logistics, where the paper has piecewise linear ones.
 
 Encoder and decoder need agree on nothing but the tables, which follow from integers by integer arithmetic.
 """
@@ -46,9 +46,9 @@ class Networks(nn.Module):
         position = gain.positions(len(pixels), generator).to(pixels.device)
         gains = self.autoencoder.gains
         scaled = self.autoencoder.analyse(pixels) * gains.before(position)
-        symbols = gain.relaxed(scaled, generator) if self.training else scaled.round()
+        symbols = gain.noisy(scaled, generator) if self.training else scaled.round()
         bits = self.prior.bits(symbols, gains.log2_ratios(position)).sum((1, 2, 3))
-        decoded = self.autoencoder.synthesise(symbols * gains.after(position))
+        decoded = self.autoencoder.synthesise(gain.rounded(scaled) * gains.after(position))
         return gain.losses(bits, pixels, decoded, position)
 
     @torch.no_grad()

@@ -32,34 +32,49 @@ from lic.codec import ModelCard, PlaneShape, Settings, Streams, View
 from lic.entropy import Decoder, Encoder, Table
 from lic.errors import FormatError
 from lic.layers import factorized_prior, gain, gaussian
-from lic.layers.autoencoder import LATENTS, Autoencoder, latent_size, latents_of, planes_of, typical_scales
+from lic.layers.autoencoder import LATENTS, SLOWNESS, Autoencoder, latent_size, latents_of, planes_of, typical_scales
 from lic.layers.factorized_prior import FactorizedPrior
 from lic.layers.gain import ANCHORS, OCTAVE, RATIO_UNIT, Gains
 from lic.layers.integer import Convolution, TrainableConv2d, kernel_for, rectified, signed
 
 HYPERLATENTS, HIDDEN = 64, 80
 _STRIDE = 4  # latents a side that a hyperlatent stands for
-_LOG2_UNIT = 4  # what h_s's outputs are multiplied by: octaves of scale
+_LOG2_UNIT = 2  # what h_s's outputs are multiplied by: octaves of scale
 _GROUP = 48  # channels that are coded together
 _INPUT, _BETWEEN = signed(3), rectified(4)
+
+
+class _SlowConv2d(nn.Conv2d):
+    """A convolution whose weight is kept divided by SLOWNESS, as in lic.layers.autoencoder: with many inputs, all
+    positive, it would otherwise overshoot."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1):
+        super().__init__(inputs, outputs, kernel, stride, padding=kernel // 2)
+        self.weight.data /= SLOWNESS
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight * SLOWNESS, self.bias, self.stride, self.padding)
 
 
 class HyperAnalysis(nn.Sequential):
     """Latents (N, LATENTS, h, w) in finest steps -> hyperlatents (N, HYPERLATENTS, h/4, w/4), sides rounded up."""
 
+    usual: Tensor
+
     def __init__(self) -> None:
         super().__init__(
-            nn.Conv2d(LATENTS, HIDDEN, 1),
+            _SlowConv2d(LATENTS, HIDDEN, 1),
             nn.ReLU(),
-            nn.Conv2d(HIDDEN, HIDDEN, 5, stride=2, padding=2),
+            _SlowConv2d(HIDDEN, HIDDEN, 5, stride=2),
             nn.ReLU(),
-            nn.Conv2d(HIDDEN, HYPERLATENTS, 5, stride=2, padding=2),
+            _SlowConv2d(HIDDEN, HYPERLATENTS, 5, stride=2),
         )
+        self.register_buffer("usual", typical_scales().log1p()[:, None, None], persistent=False)
 
     def forward(self, latents: Tensor) -> Tensor:
         height, width = latents.shape[2:]
         padded = F.pad(latents, (0, -width % _STRIDE, 0, -height % _STRIDE), mode="replicate")
-        return super().forward(torch.log1p(padded.abs())).float()
+        return super().forward(torch.log1p(padded.abs()) - self.usual).float()
 
 
 class HyperSynthesis(nn.Module):
@@ -72,8 +87,9 @@ class HyperSynthesis(nn.Module):
         self.coarse = conv(HYPERLATENTS, 4 * HIDDEN, 3, _INPUT, _BETWEEN)
         self.fine = conv(HIDDEN, 4 * HIDDEN, 3, _BETWEEN, _BETWEEN)
         self.out = conv(HIDDEN, LATENTS, 1, _BETWEEN, None)
-        if isinstance(self.out, TrainableConv2d):
-            self.out.bias.data[0] = typical_scales().log2() / _LOG2_UNIT
+        if isinstance(self.out, TrainableConv2d):  # at first, twice each channel's typical scale and little else
+            self.out.weight.data *= 0.25
+            self.out.bias.data[0] = (2 * typical_scales()).log2() / _LOG2_UNIT
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.pixel_shuffle(self.coarse(x), 2)
@@ -102,20 +118,20 @@ class Networks(nn.Module):
         hyper = self.hyperlatents(latents) * hyper_gains.before(position)
         scaled = latents * gains.before(position)
         if self.training:
-            symbols, hyper_symbols = gain.relaxed(scaled, generator), gain.relaxed(hyper, generator)
+            symbols, hyper_symbols = gain.noisy(scaled, generator), gain.noisy(hyper, generator)
         else:
             symbols, hyper_symbols = scaled.round(), hyper.round()
         hyper_ratios = hyper_gains.log2_ratios(position)
         hyper_bits = self.prior.bits(hyper_symbols, hyper_ratios).sum((1, 2, 3))
         ratios = torch.exp2(hyper_ratios)
         rounded = (hyper.round() * ratios).round().clamp(_INPUT.low, _INPUT.high)  # what the decoder sees
-        inputs = hyper * ratios
+        inputs = (hyper * ratios).clamp(_INPUT.low, _INPUT.high)
         inputs = self.hyper_synthesis.form(inputs + (rounded - inputs).detach(), _INPUT)
         log2_scales = self.hyper_synthesis(inputs).float() * _LOG2_UNIT
         height, width = latents.shape[2:]
         log2_scales = log2_scales[..., :height, :width] - gains.log2_ratios(position)
         bits = gaussian.gaussian_bits(symbols, log2_scales).sum((1, 2, 3))
-        decoded = self.autoencoder.synthesise(symbols * gains.after(position))
+        decoded = self.autoencoder.synthesise(gain.rounded(scaled) * gains.after(position))
         share = (hyper_bits / (hyper_bits + bits)).mean()
         return gain.losses(bits + hyper_bits, pixels, decoded, position) | {"hyperlatents_share": share}
 
