@@ -15,8 +15,8 @@ TYPICAL = torch.tensor([0.3, 2.0, 40.0, 200.0])
 def prior() -> FactorizedPrior:
     torch.manual_seed(0)
     network = FactorizedPrior(TYPICAL)
-    torch.nn.init.normal_(network.weights, std=0.1)
-    torch.nn.init.normal_(network.means, std=0.02)
+    torch.nn.init.normal_(network.weights, std=0.03)
+    torch.nn.init.normal_(network.means, std=0.01)
     return network
 
 

@@ -32,7 +32,7 @@ WIDTHS = (3, 64, 128, 192)
 SPLIT = 48  # channels that the fourth stage takes
 LATENTS = 4 * WIDTHS[3]
 _UNIT = 64.0  # pixel values
-SLOWNESS = 0.1
+SLOWNESS = 1 / 3
 
 _COLOUR = torch.tensor([[3**-0.5] * 3, [2**-0.5, 0, -(2**-0.5)], [6**-0.5, -2 * 6**-0.5, 6**-0.5]])
 # Low- and high-pass filters: of analysis around even samples, of synthesis one sample further on.
@@ -148,9 +148,13 @@ def packet_norms() -> Tensor:
 def typical_scales() -> Tensor:
     """What scale to expect in each latent at the start, in finest steps (lic.layers.gain): (LATENTS,).
 
-    Amplitudes in natural pictures fall with frequency (Field 1987), and norms measure wavelengths.
+    Amplitudes in natural pictures fall with frequency (Field 1987), and norms measure wavelengths; chroma is fainter.
+    The factors are rounded from what a few training pictures have.
     """
-    return 5 * packet_norms().square() / 2.0 ** (COARSEST - LAST / OCTAVE)
+    factors = torch.tensor([24.0, 4.0, 4.0])  # of the planes, in 8-bit pixel values
+    low, high = factors.repeat_interleave(SPLIT // 3 * 4), factors.repeat_interleave(SPLIT // 3).repeat(4)[SPLIT:]
+    factors = torch.cat([low, high.repeat_interleave(4)])
+    return factors * packet_norms().square() / 2.0 ** (COARSEST - LAST / OCTAVE)
 
 
 class Autoencoder(nn.Module):

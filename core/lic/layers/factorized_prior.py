@@ -23,7 +23,7 @@ from lic.errors import FormatError
 from lic.layers.gain import RATIO_UNIT
 
 COMPONENTS = 3
-_SPEED = 10  # the parameters are this much smaller than what they stand for: they learn so much faster
+SPEED = 32  # the parameters are this much smaller than what they stand for: they learn so much faster
 
 # In 1 / RATIO_UNIT finest steps: 0 and, on both sides, four an octave from 1/8 step to 2**15 steps.
 _POSITIVE = [round(RATIO_UNIT / 8 * 2 ** (i / 4)) for i in range(18 * 4 + 1)]
@@ -40,25 +40,25 @@ class FactorizedPrior(nn.Module):
         spread = torch.linspace(-1.5, 1.5, COMPONENTS)
         self.weights = nn.Parameter(torch.zeros(channels, COMPONENTS))
         self.means = nn.Parameter(torch.zeros(channels, COMPONENTS))
-        self.log_scales = nn.Parameter((typical.log()[:, None] + spread) / _SPEED)
+        self.log_scales = nn.Parameter((typical.log()[:, None] + spread) / SPEED)
 
     def bits(self, symbols: Tensor, log2_ratios: Tensor) -> Tensor:
         """symbols (N, C, H, W), integers or with uniform noise added, and log2_ratios (N, C, 1, 1), the logarithms of
         the steps in finest steps -> bits of each symbol. In log space throughout: an outlier keeps its gradient."""
         ratio = torch.exp2(log2_ratios)
-        weights = F.log_softmax(self.weights * _SPEED, 1)
+        weights = F.log_softmax(self.weights * SPEED, 1)
         logarithms = []
         for k in range(COMPONENTS):
-            scale = torch.exp(self.log_scales[:, k] * _SPEED).view(-1, 1, 1)
+            scale = torch.exp(self.log_scales[:, k] * SPEED).view(-1, 1, 1)
             rate = (ratio / scale).clamp(1e-4, 1e3)
-            distance = (symbols - self.means[:, k].view(-1, 1, 1) * (_SPEED * scale) / ratio).abs()
+            distance = (symbols - self.means[:, k].view(-1, 1, 1) * (SPEED * scale) / ratio).abs()
             inside = F.logsigmoid((0.5 - distance) * rate) + F.logsigmoid((0.5 + distance) * rate)
             logarithms.append(inside + torch.log(-torch.expm1(-rate)) + weights[:, k].view(-1, 1, 1))
         return torch.logsumexp(torch.stack(logarithms), 0) * (-1 / math.log(2))
 
     def cumulatives(self) -> Tensor:
         """The cumulative of each channel at KNOTS, (C, len(KNOTS)) int32, 1 being 2**PRECISION."""
-        weights, means, log_scales = (p.detach().cpu().double() * _SPEED for p in self.parameters())
+        weights, means, log_scales = (p.detach().cpu().double() * SPEED for p in self.parameters())
         knots = torch.from_numpy(KNOTS / RATIO_UNIT)[:, None]
         sigmoids = torch.sigmoid(knots / log_scales.exp()[:, None] - means[:, None])  # (C, knots, COMPONENTS)
         cumulative = (sigmoids * weights.softmax(1)[:, None]).sum(2)

@@ -33,7 +33,7 @@ from lic.entropy import Decoder, Encoder, Table
 from lic.errors import FormatError
 from lic.layers import factorized_prior, gain, gaussian
 from lic.layers.autoencoder import LATENTS, SLOWNESS, Autoencoder, latent_size, latents_of, planes_of, typical_scales
-from lic.layers.factorized_prior import FactorizedPrior
+from lic.layers.factorized_prior import SPEED, FactorizedPrior
 from lic.layers.gain import ANCHORS, OCTAVE, RATIO_UNIT, Gains
 from lic.layers.integer import Convolution, TrainableConv2d, kernel_for, rectified, signed
 
@@ -79,7 +79,7 @@ class HyperAnalysis(nn.Sequential):
 
 class HyperSynthesis(nn.Module):
     """Hyperlatents in finest steps (N, HYPERLATENTS, h, w), activations -> (N, LATENTS, 4h, 4w): the logarithm to base
-    2 of each latent's scale in finest steps, divided by _LOG2_UNIT."""
+    2 of how far each latent's scale is from what is usual in its channel, divided by _LOG2_UNIT."""
 
     def __init__(self, conv: type[Convolution]):
         super().__init__()
@@ -87,9 +87,9 @@ class HyperSynthesis(nn.Module):
         self.coarse = conv(HYPERLATENTS, 4 * HIDDEN, 3, _INPUT, _BETWEEN)
         self.fine = conv(HIDDEN, 4 * HIDDEN, 3, _BETWEEN, _BETWEEN)
         self.out = conv(HIDDEN, LATENTS, 1, _BETWEEN, None)
-        if isinstance(self.out, TrainableConv2d):  # at first, twice each channel's typical scale and little else
+        if isinstance(self.out, TrainableConv2d):  # little, at first
             self.out.weight.data *= 0.25
-            self.out.bias.data[0] = (2 * typical_scales()).log2() / _LOG2_UNIT
+            self.out.bias.data.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.pixel_shuffle(self.coarse(x), 2)
@@ -103,6 +103,7 @@ class Networks(nn.Module):
         super().__init__()
         self.autoencoder = Autoencoder()
         self.hyper_analysis, self.hyper_synthesis = HyperAnalysis(), HyperSynthesis(conv)
+        self.usual_log2_scales = nn.Parameter(typical_scales().log2() / SPEED)  # of each channel, in finest steps
         self.hyper_gains = Gains(torch.linspace(0, 3, ANCHORS)[:, None].repeat(1, HYPERLATENTS))
         self.prior = FactorizedPrior(torch.full((HYPERLATENTS,), 2.0))
 
@@ -129,7 +130,8 @@ class Networks(nn.Module):
         inputs = self.hyper_synthesis.form(inputs + (rounded - inputs).detach(), _INPUT)
         log2_scales = self.hyper_synthesis(inputs).float() * _LOG2_UNIT
         height, width = latents.shape[2:]
-        log2_scales = log2_scales[..., :height, :width] - gains.log2_ratios(position)
+        usual = self.usual_log2_scales[:, None, None] * SPEED - gains.log2_ratios(position)
+        log2_scales = log2_scales[..., :height, :width] + usual
         bits = gaussian.gaussian_bits(symbols, log2_scales).sum((1, 2, 3))
         decoded = self.autoencoder.synthesise(gain.rounded(scaled) * gains.after(position))
         share = (hyper_bits / (hyper_bits + bits)).mean()
@@ -143,8 +145,9 @@ class Networks(nn.Module):
         inputs = (hyper_symbols * ratios + RATIO_UNIT // 2) // RATIO_UNIT
         inputs = inputs.clamp(_INPUT.low, _INPUT.high)[None]
         real = self.hyper_synthesis(self.hyper_synthesis.form(inputs, _INPUT))[0, :, : size[0], : size[1]]
-        steps = torch.from_numpy(self.autoencoder.gains.integer_log2_ratios(position)).to(device)[:, None, None]
-        return gaussian.table_index((real * (_LOG2_UNIT * OCTAVE)).round().long() - steps)
+        steps = torch.from_numpy(self.autoencoder.gains.integer_log2_ratios(position)).to(device)
+        usual = (self.usual_log2_scales * (SPEED * OCTAVE)).round().long() - steps
+        return gaussian.table_index((real * (_LOG2_UNIT * OCTAVE)).round().long() + usual[:, None, None])
 
     @torch.no_grad()
     def shipped(self, pictures: list[np.ndarray]) -> dict[str, Tensor]:
@@ -152,6 +155,7 @@ class Networks(nn.Module):
         out = self.state_dict() | {f"autoencoder.{k}": v for k, v in self.autoencoder.shipped().items()}
         out |= {f"hyper_analysis.{k}": v.half() for k, v in self.hyper_analysis.state_dict().items()}
         out["hyper_gains.log2"] = self.hyper_gains.rounded()
+        out["usual_log2_scales"] = (self.usual_log2_scales * (SPEED * OCTAVE)).round() / (SPEED * OCTAVE)
         for name, layer in self.hyper_synthesis.named_children():
             if isinstance(layer, TrainableConv2d):
                 out |= {f"hyper_synthesis.{name}.{field}": tensor for field, tensor in layer.shipped().items()}
