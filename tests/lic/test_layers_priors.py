@@ -49,6 +49,15 @@ def test_bits_are_finite_with_gradients_for_outliers():
     bits.sum().backward()
     assert torch.isfinite(bits).all()
     assert (log2_scale.grad[1:] < 0).all()  # wider
+    assert log2_scale.grad[0] == 0
+
+
+def test_a_scale_at_its_limit_does_not_drift_away():
+    noise = torch.rand(1000) - 0.5
+    for start, moves in ((-3.0, True), (-3.5, False)):
+        log2_scale = torch.full((1000,), start, requires_grad=True)
+        gaussian.gaussian_bits(noise, log2_scale).sum().backward()
+        assert bool((log2_scale.grad > 0).any()) == moves
 
 
 def test_a_family_of_channels_comes_back_and_may_be_cut_off():

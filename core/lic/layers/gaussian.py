@@ -7,6 +7,7 @@ outlier in a batch costs more than all the rest, until the hyperlatents have lea
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +23,23 @@ REACH = 255  # the largest symbol of a table
 _TAIL, _WIDER = 1e-3, 8
 
 
+class _AtLeastNarrowest(torch.autograd.Function):
+    """A lower limit. What is below can still widen; narrowing, which noise around zero always asks for, ends there."""
+
+    @staticmethod
+    def forward(ctx: Any, log2_scale: Tensor) -> Tensor:
+        ctx.save_for_backward(log2_scale < _NARROWEST)
+        return log2_scale.clamp(min=_NARROWEST)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (below,) = ctx.saved_tensors
+        return gradient * (~below | (gradient < 0))
+
+
 def gaussian_bits(symbols: Tensor, log2_scale: Tensor) -> Tensor:
     """Bits of symbols, integers or with uniform noise added; any shape. In log space: an outlier keeps its gradient."""
-    narrow = (log2_scale.clamp(min=_NARROWEST) - log2_scale).detach()  # a narrower one can still widen
-    scale, distance = torch.exp2(log2_scale + narrow), symbols.abs()
+    scale, distance = torch.exp2(_AtLeastNarrowest.apply(log2_scale)), symbols.abs()
     body = _log_probability(distance, scale) + math.log(1 - _TAIL)
     tail = _log_probability(distance, scale * _WIDER) + math.log(_TAIL)
     return torch.logaddexp(body, tail) * (-1 / math.log(2))

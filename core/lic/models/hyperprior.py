@@ -49,11 +49,12 @@ class _SlowConv2d(nn.Conv2d):
     positive, it would otherwise overshoot."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1):
-        super().__init__(inputs, outputs, kernel, stride, padding=kernel // 2)
+        super().__init__(inputs, outputs, kernel, stride)
         self.weight.data /= SLOWNESS
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight * SLOWNESS, self.bias, self.stride, self.padding)
+        x = F.pad(x, [self.kernel_size[0] // 2] * 4, mode="replicate")
+        return F.conv2d(x, self.weight * SLOWNESS, self.bias, self.stride)
 
 
 class HyperAnalysis(nn.Sequential):
@@ -78,7 +79,7 @@ class HyperAnalysis(nn.Sequential):
 
 
 class HyperSynthesis(nn.Module):
-    """Hyperlatents in finest steps (N, HYPERLATENTS, h, w), activations -> (N, LATENTS, 4h, 4w): the logarithm to base
+    """Hyperlatents in finest steps (N, HYPERLATENTS, h, w), integers -> (N, LATENTS, 4h, 4w): the logarithm to base
     2 of how far each latent's scale is from what is usual in its channel, divided by _LOG2_UNIT."""
 
     def __init__(self, conv: type[Convolution]):
@@ -92,8 +93,9 @@ class HyperSynthesis(nn.Module):
             self.out.bias.data.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.pixel_shuffle(self.coarse(x), 2)
-        return self.out(F.pixel_shuffle(self.fine(x), 2))
+        x = F.pad(x.float(), (1, 1, 1, 1), mode="replicate")  # crops in training are nearly all border
+        x = F.pixel_shuffle(self.coarse(self.form(x, _INPUT)), 2)
+        return self.out(F.pixel_shuffle(self.fine(x), 2)[..., 4:-4, 4:-4])
 
 
 class Networks(nn.Module):
@@ -127,8 +129,7 @@ class Networks(nn.Module):
         ratios = torch.exp2(hyper_ratios)
         rounded = (hyper.round() * ratios).round().clamp(_INPUT.low, _INPUT.high)  # what the decoder sees
         inputs = (hyper * ratios).clamp(_INPUT.low, _INPUT.high)
-        inputs = self.hyper_synthesis.form(inputs + (rounded - inputs).detach(), _INPUT)
-        log2_scales = self.hyper_synthesis(inputs).float() * _LOG2_UNIT
+        log2_scales = self.hyper_synthesis(inputs + (rounded - inputs).detach()).float() * _LOG2_UNIT
         height, width = latents.shape[2:]
         usual = self.usual_log2_scales[:, None, None] * SPEED - gains.log2_ratios(position)
         log2_scales = log2_scales[..., :height, :width] + usual
@@ -144,7 +145,7 @@ class Networks(nn.Module):
         ratios = torch.from_numpy(self.hyper_gains.integer_ratios(position)).to(device)[:, None, None]
         inputs = (hyper_symbols * ratios + RATIO_UNIT // 2) // RATIO_UNIT
         inputs = inputs.clamp(_INPUT.low, _INPUT.high)[None]
-        real = self.hyper_synthesis(self.hyper_synthesis.form(inputs, _INPUT))[0, :, : size[0], : size[1]]
+        real = self.hyper_synthesis(inputs)[0, :, : size[0], : size[1]]
         steps = torch.from_numpy(self.autoencoder.gains.integer_log2_ratios(position)).to(device)
         usual = (self.usual_log2_scales * (SPEED * OCTAVE)).round().long() - steps
         return gaussian.table_index((real * (_LOG2_UNIT * OCTAVE)).round().long() + usual[:, None, None])
