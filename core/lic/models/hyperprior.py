@@ -1,0 +1,249 @@
+"""`hyperprior`: Ballé, Minnen, Singh, Hwang, Johnston, "Variational image compression with a scale hyperprior" (ICLR
+2018, arXiv 1802.01436).
+
+    picture -> analysis -+-> * gains -> round -----------> entropy coder ------> / gains -> synthesis -> picture
+                         |                                    ^ scale of each latent
+                         +-> h_a -> * gains -> round -> entropy coder -> h_s
+                                      hyperlatents      (one table a channel)
+
+What makes it that system (section 3): hyperlatents z, side information that costs bits of its own under a learned
+factorised prior, tell the scale of each latent y; given them, y is a zero-mean Gaussian convolved with a uniform. Both
+are relaxed by uniform noise in training; the cost is the distortion and the bits of both.
+
+What differs: transforms and gain units as in `factorized`, which it extends; h_a takes logarithms of |y|, so that a
+scale is a shift; h_s gives logarithms of scales before quantisation, from which those of the steps are subtracted. It
+works in integers (lic.layers.integer) on what both sides decode, so that both choose the same of 64 tables everywhere;
+the tables start as Gaussians and follow the training pictures. It upsamples by shuffling channels into pixels.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lic import weights as weight_files
+from lic.codec import ModelCard, PlaneShape, Settings, Streams, View
+from lic.entropy import Decoder, Encoder, Table
+from lic.errors import FormatError
+from lic.layers import factorized_prior, gain, gaussian
+from lic.layers.autoencoder import LATENTS, SLOWNESS, Autoencoder, latent_size, latents_of, planes_of, typical_scales
+from lic.layers.factorized_prior import SPEED, FactorizedPrior
+from lic.layers.gain import ANCHORS, OCTAVE, RATIO_UNIT, Gains
+from lic.layers.integer import Convolution, TrainableConv2d, kernel_for, rectified, signed
+
+HYPERLATENTS, HIDDEN = 64, 80
+_STRIDE = 4  # latents a side that a hyperlatent stands for
+_LOG2_UNIT = 2  # what h_s's outputs are multiplied by: octaves of scale
+_GROUP = 48  # channels that are coded together
+_INPUT, _BETWEEN = signed(3), rectified(4)
+
+
+class _SlowConv2d(nn.Conv2d):
+    """A convolution whose weight is kept divided by SLOWNESS, as in lic.layers.autoencoder: with many inputs, all
+    positive, it would otherwise overshoot."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1):
+        super().__init__(inputs, outputs, kernel, stride)
+        self.weight.data /= SLOWNESS
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, [self.kernel_size[0] // 2] * 4, mode="replicate")
+        return F.conv2d(x, self.weight * SLOWNESS, self.bias, self.stride)
+
+
+class HyperAnalysis(nn.Sequential):
+    """Latents (N, LATENTS, h, w) in finest steps -> hyperlatents (N, HYPERLATENTS, h/4, w/4), sides rounded up."""
+
+    usual: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(
+            _SlowConv2d(LATENTS, HIDDEN, 1),
+            nn.ReLU(),
+            _SlowConv2d(HIDDEN, HIDDEN, 5, stride=2),
+            nn.ReLU(),
+            _SlowConv2d(HIDDEN, HYPERLATENTS, 5, stride=2),
+        )
+        self.register_buffer("usual", typical_scales().log1p()[:, None, None], persistent=False)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        height, width = latents.shape[2:]
+        padded = F.pad(latents, (0, -width % _STRIDE, 0, -height % _STRIDE), mode="replicate")
+        return super().forward(torch.log1p(padded.abs()) - self.usual).float()
+
+
+class HyperSynthesis(nn.Module):
+    """Hyperlatents in finest steps (N, HYPERLATENTS, h, w), integers -> (N, LATENTS, 4h, 4w): the logarithm to base
+    2 of how far each latent's scale is from what is usual in its channel, divided by _LOG2_UNIT."""
+
+    def __init__(self, conv: type[Convolution]):
+        super().__init__()
+        self.form = conv.form
+        self.coarse = conv(HYPERLATENTS, 4 * HIDDEN, 3, _INPUT, _BETWEEN)
+        self.fine = conv(HIDDEN, 4 * HIDDEN, 3, _BETWEEN, _BETWEEN)
+        self.out = conv(HIDDEN, LATENTS, 1, _BETWEEN, None)
+        if isinstance(self.out, TrainableConv2d):  # little, at first
+            self.out.weight.data *= 0.25
+            self.out.bias.data.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x.float(), (1, 1, 1, 1), mode="replicate")  # crops in training are nearly all border
+        x = F.pixel_shuffle(self.coarse(self.form(x, _INPUT)), 2)
+        return self.out(F.pixel_shuffle(self.fine(x), 2)[..., 4:-4, 4:-4])
+
+
+class Networks(nn.Module):
+    """A lic.training.loop.Trainable where conv is TrainableConv2d."""
+
+    def __init__(self, conv: type[Convolution]):
+        super().__init__()
+        self.autoencoder = Autoencoder()
+        self.hyper_analysis, self.hyper_synthesis = HyperAnalysis(), HyperSynthesis(conv)
+        self.usual_log2_scales = nn.Parameter(typical_scales().log2() / SPEED)  # of each channel, in finest steps
+        self.hyper_gains = Gains(torch.linspace(0, 3, ANCHORS)[:, None].repeat(1, HYPERLATENTS))
+        self.prior = FactorizedPrior(torch.full((HYPERLATENTS,), 2.0))
+
+    def hyperlatents(self, latents: Tensor) -> Tensor:
+        """Of latents (N, LATENTS, h, w), before quantisation."""
+        return self.hyper_analysis(latents * self.autoencoder.gains.finest())
+
+    def forward(self, pixels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """A training step; without training, with quantisation proper, what its result is worth."""
+        position = gain.positions(len(pixels), generator).to(pixels.device)
+        gains, hyper_gains = self.autoencoder.gains, self.hyper_gains
+        latents = self.autoencoder.analyse(pixels)
+        hyper = self.hyperlatents(latents) * hyper_gains.before(position)
+        scaled = latents * gains.before(position)
+        if self.training:
+            symbols, hyper_symbols = gain.noisy(scaled, generator), gain.noisy(hyper, generator)
+        else:
+            symbols, hyper_symbols = scaled.round(), hyper.round()
+        hyper_ratios = hyper_gains.log2_ratios(position)
+        hyper_bits = self.prior.bits(hyper_symbols, hyper_ratios).sum((1, 2, 3))
+        ratios = torch.exp2(hyper_ratios)
+        rounded = (hyper.round() * ratios).round().clamp(_INPUT.low, _INPUT.high)  # what the decoder sees
+        inputs = (hyper * ratios).clamp(_INPUT.low, _INPUT.high)
+        log2_scales = self.hyper_synthesis(inputs + (rounded - inputs).detach()).float() * _LOG2_UNIT
+        height, width = latents.shape[2:]
+        usual = self.usual_log2_scales[:, None, None] * SPEED - gains.log2_ratios(position)
+        log2_scales = log2_scales[..., :height, :width] + usual
+        bits = gaussian.gaussian_bits(symbols, log2_scales).sum((1, 2, 3))
+        decoded = self.autoencoder.synthesise(gain.rounded(scaled) * gains.after(position))
+        share = (hyper_bits / (hyper_bits + bits)).mean()
+        return gain.losses(bits + hyper_bits, pixels, decoded, position) | {"hyperlatents_share": share}
+
+    def tables(self, hyper_symbols: Tensor, position: int, size: tuple[int, int]) -> Tensor:
+        """Decoded hyperlatents (HYPERLATENTS, h, w), integers -> the index of each latent's table (LATENTS, *size),
+        int32. All in integers."""
+        device = hyper_symbols.device
+        ratios = torch.from_numpy(self.hyper_gains.integer_ratios(position)).to(device)[:, None, None]
+        inputs = (hyper_symbols * ratios + RATIO_UNIT // 2) // RATIO_UNIT
+        inputs = inputs.clamp(_INPUT.low, _INPUT.high)[None]
+        real = self.hyper_synthesis(inputs)[0, :, : size[0], : size[1]]
+        steps = torch.from_numpy(self.autoencoder.gains.integer_log2_ratios(position)).to(device)
+        usual = (self.usual_log2_scales * (SPEED * OCTAVE)).round().long() - steps
+        return gaussian.table_index((real * (_LOG2_UNIT * OCTAVE)).round().long() + usual[:, None, None])
+
+    @torch.no_grad()
+    def shipped(self, pictures: list[np.ndarray]) -> dict[str, Tensor]:
+        """The networks, h_s in integers, the prior's cumulatives, and tables that follow the pictures' latents."""
+        out = self.state_dict() | {f"autoencoder.{k}": v for k, v in self.autoencoder.shipped().items()}
+        out |= {f"hyper_analysis.{k}": v.half() for k, v in self.hyper_analysis.state_dict().items()}
+        out["hyper_gains.log2"] = self.hyper_gains.rounded()
+        out["usual_log2_scales"] = (self.usual_log2_scales * (SPEED * OCTAVE)).round() / (SPEED * OCTAVE)
+        for name, layer in self.hyper_synthesis.named_children():
+            if isinstance(layer, TrainableConv2d):
+                out |= {f"hyper_synthesis.{name}.{field}": tensor for field, tensor in layer.shipped().items()}
+        networks = Networks(kernel_for(torch.device("cpu")))
+        networks.load_state_dict(out)
+        counts = networks.counts(pictures)
+        return out | {"cumulatives": self.prior.cumulatives(), "tables": gaussian.calibrated(counts)}
+
+    def counts(self, pictures: list[np.ndarray]) -> np.ndarray:
+        """How often each symbol occurs under each table, over the pictures at positions all along."""
+        counts = np.zeros((gaussian.SCALES, 2 * gaussian.REACH + 2))
+        for i, pixels in enumerate(tqdm(pictures, desc="calibrating", unit="picture", disable=None)):
+            position = (2 * i + 1) % (2 * ANCHORS - 2) * OCTAVE // 2
+            planes = torch.from_numpy(pixels.astype(np.int32)).permute(2, 0, 1)
+            shape = PlaneShape(3, planes.shape[1], planes.shape[2], 8)
+            latents = latents_of(planes, shape, self.autoencoder)
+            hyper = self.hyper_gains.quantise(self.hyperlatents(latents[None])[0], position)
+            tables = self.tables(hyper, position, latent_size(shape))
+            symbols = self.autoencoder.gains.quantise(latents, position)
+            gaussian.count(counts, tables.numpy(), symbols.numpy())
+        return counts
+
+    def start_from(self, shipped: dict[str, Tensor]) -> None:
+        integer = {name: tensor for name, tensor in shipped.items() if name.startswith("hyper_synthesis.")}
+        self.load_state_dict({k: v for k, v in shipped.items() if k not in integer}, strict=False)
+        for name, layer in self.hyper_synthesis.named_children():
+            if isinstance(layer, TrainableConv2d):
+                fields = ("weight", "bias", "exponent")
+                layer.start_from({field: integer[f"hyper_synthesis.{name}.{field}"] for field in fields})
+
+
+class HyperpriorCodec:
+    """Two streams. `hyperlatents`: the position (2 bytes), then the range coder's bytes, channel by channel. `latents`:
+    the range coder's bytes, 48 channels after 48."""
+
+    card = ModelCard(
+        name="hyperprior",
+        paper="Ballé et al., Variational image compression with a scale hyperprior, ICLR 2018 (arXiv 1802.01436)",
+        purpose="the scale hyperprior, for comparison",
+        lossy=True,
+        lossless=False,
+        streams=("hyperlatents", "latents"),
+    )
+
+    def __init__(self, device: torch.device, weights: str | None = None):
+        tensors, self.weights = weight_files.load(Path(__file__).parent, self.card.name, weights)
+        cumulatives = tensors.pop("cumulatives").numpy()
+        self.family = [Table(-gaussian.REACH, row) for row in tensors.pop("tables").numpy()]
+        self.networks = Networks(kernel_for(device))
+        self.networks.load_state_dict(tensors)
+        self.networks.to(device).eval()
+        self.autoencoder, gains = self.networks.autoencoder, self.networks.hyper_gains
+        self.hyper_family = lru_cache(4)(
+            lambda position: factorized_prior.tables(cumulatives, gains.integer_ratios(position))
+        )
+        self.device = device
+
+    @staticmethod
+    def trainable() -> Networks:
+        return Networks(TrainableConv2d)
+
+    def compress(self, planes: Tensor, shape: PlaneShape, settings: Settings) -> Streams:
+        position, size = gain.quality_position(settings.quality), latent_size(shape)
+        latents = latents_of(planes.to(self.device), shape, self.autoencoder)
+        hyper = self.networks.hyper_gains.quantise(self.networks.hyperlatents(latents[None])[0], position)
+        hyper_encoder, encoder = Encoder(), Encoder()
+        factorized_prior.encode(hyper_encoder, hyper.cpu().numpy(), self.hyper_family(position))
+        tables = self.networks.tables(hyper, position, size).cpu().numpy()
+        symbols = self.autoencoder.gains.quantise(latents, position).cpu().numpy()
+        for first in range(0, LATENTS, _GROUP):
+            group = slice(first, first + _GROUP)
+            encoder.encode(symbols[group].ravel(), tables[group].ravel(), self.family)
+        return {"hyperlatents": gain.write_position(position, hyper_encoder.bytes()), "latents": encoder.bytes()}
+
+    def decompress(self, streams: Streams, shape: PlaneShape, view: View) -> Tensor:
+        position, data = gain.read_position(streams["hyperlatents"])
+        size = latent_size(shape)
+        hyper_size = -(-size[0] // _STRIDE), -(-size[1] // _STRIDE)
+        hyper = factorized_prior.decode(Decoder(data), hyper_size, self.hyper_family(position))
+        tables = self.networks.tables(torch.from_numpy(hyper).to(self.device), position, size).cpu().numpy()
+        decoder, symbols = Decoder(streams["latents"], incomplete=view.truncated), np.zeros_like(tables)
+        try:
+            for first in range(0, LATENTS, _GROUP):
+                group = slice(first, first + _GROUP)
+                symbols[group] = decoder.decode(tables[group].ravel(), self.family).reshape(-1, *size)
+        except FormatError:  # what is missing is zero
+            if not view.truncated:
+                raise
+        latents = self.autoencoder.gains.dequantise(torch.from_numpy(symbols).to(self.device), position)
+        return view.of(planes_of(latents, shape, self.autoencoder), shape)
