@@ -1,6 +1,5 @@
 """`lossless=True`: what was saved comes back bit for bit, whatever it is."""
 
-
 import imageio.v3 as iio
 import numpy as np
 import pytest

@@ -90,10 +90,9 @@ def encode(encoder: Encoder, symbols: NDArray[np.int32], family: list[Table]) ->
 def decode(decoder: Decoder, size: tuple[int, int], family: list[Table], truncated: bool = False) -> NDArray[np.int32]:
     """The inverse; where the data is cut off, channels that are missing are zero."""
     symbols = np.zeros((len(family), size[0] * size[1]), np.int32)
-    only = np.zeros(symbols.shape[1], np.int16)
     try:
         for plane, table in zip(symbols, family, strict=True):
-            plane[:] = decoder.decode(only, [table])
+            plane[:] = decoder.decode_shared(len(plane), table)
     except FormatError:
         if not truncated:
             raise

@@ -36,6 +36,8 @@ from lic.layers.factorized_prior import FactorizedPrior
 class Networks(nn.Module):
     """A lic.training.loop.Trainable."""
 
+    shrunk = 0.5
+
     def __init__(self) -> None:
         super().__init__()
         self.autoencoder = Autoencoder()
@@ -58,7 +60,10 @@ class Networks(nn.Module):
         return out | {"cumulatives": self.prior.cumulatives()}
 
     def start_from(self, shipped: dict[str, Tensor]) -> None:
-        self.load_state_dict({name: tensor for name, tensor in shipped.items() if name != "cumulatives"})
+        """`hyperprior` is a start, too: its transforms and gains; the prior, of other channels, begins anew."""
+        state = self.state_dict()
+        fitting = {k: v for k, v in shipped.items() if k in state and v.shape == state[k].shape}
+        self.load_state_dict(fitting, strict=False)
 
 
 class FactorizedCodec:

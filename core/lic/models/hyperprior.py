@@ -31,7 +31,7 @@ from lic import weights as weight_files
 from lic.codec import ModelCard, PlaneShape, Settings, Streams, View
 from lic.entropy import Decoder, Encoder, Table
 from lic.errors import FormatError
-from lic.layers import factorized_prior, gain, gaussian
+from lic.layers import factorized_prior, gain, gaussian, integer
 from lic.layers.autoencoder import LATENTS, SLOWNESS, Autoencoder, latent_size, latents_of, planes_of, typical_scales
 from lic.layers.factorized_prior import SPEED, FactorizedPrior
 from lic.layers.gain import ANCHORS, OCTAVE, RATIO_UNIT, Gains
@@ -101,6 +101,8 @@ class HyperSynthesis(nn.Module):
 class Networks(nn.Module):
     """A lic.training.loop.Trainable where conv is TrainableConv2d."""
 
+    shrunk = 0.5
+
     def __init__(self, conv: type[Convolution]):
         super().__init__()
         self.autoencoder = Autoencoder()
@@ -157,9 +159,7 @@ class Networks(nn.Module):
         out |= {f"hyper_analysis.{k}": v.half() for k, v in self.hyper_analysis.state_dict().items()}
         out["hyper_gains.log2"] = self.hyper_gains.rounded()
         out["usual_log2_scales"] = (self.usual_log2_scales * (SPEED * OCTAVE)).round() / (SPEED * OCTAVE)
-        for name, layer in self.hyper_synthesis.named_children():
-            if isinstance(layer, TrainableConv2d):
-                out |= {f"hyper_synthesis.{name}.{field}": tensor for field, tensor in layer.shipped().items()}
+        out |= integer.shipped(self)
         networks = Networks(kernel_for(torch.device("cpu")))
         networks.load_state_dict(out)
         counts = networks.counts(pictures)
@@ -180,12 +180,9 @@ class Networks(nn.Module):
         return counts
 
     def start_from(self, shipped: dict[str, Tensor]) -> None:
-        integer = {name: tensor for name, tensor in shipped.items() if name.startswith("hyper_synthesis.")}
-        self.load_state_dict({k: v for k, v in shipped.items() if k not in integer}, strict=False)
-        for name, layer in self.hyper_synthesis.named_children():
-            if isinstance(layer, TrainableConv2d):
-                fields = ("weight", "bias", "exponent")
-                layer.start_from({field: integer[f"hyper_synthesis.{name}.{field}"] for field in fields})
+        rest = {name: tensor for name, tensor in shipped.items() if not name.startswith("hyper_synthesis.")}
+        self.load_state_dict(rest, strict=False)
+        integer.start_from(self, shipped)
 
 
 class HyperpriorCodec:
