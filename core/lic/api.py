@@ -57,7 +57,7 @@ def encode(
     pixels: uint8 or uint16, (H, W) or (H, W, C) with C = 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha; a list of
         such arrays of one shape makes an animation.
     quality: 0 to 100, continuous; size and PSNR rise with it. Alpha is always lossless.
-    lossless: bit for bit, whatever the quality.
+    lossless: bit for bit, whatever the quality. Screenshots and drawings come so, too, where that is smaller.
     effort: 0 to 9, how hard the encoder searches; decoding is the same.
     device: "auto" (CUDA, then MPS, then CPU), or a torch device; the default is $LIC_DEVICE, then "auto".
     exif, icc_profile, xmp: kept byte for byte.
@@ -69,6 +69,7 @@ def encode(
     Raises TypeError, and LicError (a ValueError) where a value is out of range; ModelError for an unknown model.
     """
     from lic import alpha, picture
+    from lic.layers import repeats
 
     frames = picture.frames_of(pixels)
     if not isinstance(quality, Real):
@@ -126,14 +127,23 @@ def encode(
 
     if target_psnr is not None:
         found = quality_for(psnr, target_psnr + 0.05, 0.1, 8 * SLOPE)
-        quality = 0 if found is None else found
-    elif targets:
-        limit = target_size or int(targets[0] * width * height * len(frames) / 8)
-        found = quality_for(lambda quality: math.log(len(write(quality))), math.log(limit), 0.01, SLOPE)
-        if found is None:
-            raise LicError(f"the picture takes {len(write(0))} bytes at quality 0: more than {limit}")
-        quality = found
-    return write(float(quality))
+        return write(0.0 if found is None else found)
+    exact = None
+    if not lossless and card.lossless_by and repeats.likely(parts[0][0].numpy()):
+        exact = encode(
+            frames, model=model, lossless=True, effort=effort, device=device, exif=exif, icc_profile=icc_profile,
+            xmp=xmp, durations=durations or None, loop=loop,
+        )  # fmt: skip
+    if not targets:
+        lossy = write(float(quality))
+        return lossy if exact is None or len(lossy) <= len(exact) else exact
+    limit = target_size or int(targets[0] * width * height * len(frames) / 8)
+    if exact is not None and len(exact) <= limit:
+        return exact
+    found = quality_for(lambda quality: math.log(len(write(quality))), math.log(limit), 0.01, SLOPE)
+    if found is None:
+        raise LicError(f"the picture takes {len(write(0))} bytes at quality 0: more than {limit}")
+    return write(found)
 
 
 def decode(

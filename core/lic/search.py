@@ -16,22 +16,24 @@ def quality_for(measure: Callable[[float], float], goal: float, tolerance: float
     The secant method until two qualities are known to hold the answer between them, then false position.
     """
     low: tuple[float, float] | None = None  # the largest quality known to be below the goal, and its measure
+    best: tuple[float, float] | None = None  # the measure that is nearest below it (small pictures jump), its quality
     high: tuple[float, float] | None = None  # the smallest known to be above
     aim = goal - tolerance / 2
     quality, value = START, measure(START)
     while True:
         if value <= goal:
             low = quality, value
+            best = max(best or (value, quality), (value, quality))
             if value >= goal - tolerance or quality == 100:
                 return quality
         else:
             high = quality, value
             if quality == 0:
                 return None
-        if low and high:
+        if low and high and best:
             width = high[0] - low[0]
             if width < NARROWEST:
-                return low[0]
+                return best[1]
             share = (aim - low[1]) / (high[1] - low[1])
             following = low[0] + min(max(share, 0.1), 0.9) * width
         else:

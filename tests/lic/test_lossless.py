@@ -1,5 +1,7 @@
 """`lossless=True`: what was saved comes back bit for bit, whatever it is."""
 
+import io
+
 import imageio.v3 as iio
 import numpy as np
 import pytest
@@ -29,6 +31,17 @@ def test_the_transforms_lose_nothing_and_keep_their_range(height, width, levels,
         assert torch.equal(reversible.from_ycocg(low), x)
 
 
+def screenshot(channels: int, dtype: type = np.uint8) -> np.ndarray:
+    """Areas of one colour, and what looks like text: (H, W, C)."""
+    rng = np.random.default_rng(0)
+    letters = rng.integers(0, 2, (7, 9, 6, channels)) * 200 + 17
+    pixels = np.full((120, 160, channels), 240)
+    for row in range(10, 110, 14):
+        for column in range(10, 150, 8):
+            pixels[row : row + 9, column : column + 6] = letters[rng.integers(7)]
+    return pixels.astype(dtype) * (257 if dtype == np.uint16 else 1)
+
+
 def kinds() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     return {
@@ -48,6 +61,9 @@ def kinds() -> dict[str, np.ndarray]:
         "one pixel": np.array([[[255, 0, 7]]], np.uint8),
         "a row": natural(1, 300, 3),
         "a column": natural(300, 1, 1),
+        "screenshot": screenshot(3),
+        "grey screenshot": screenshot(1)[..., 0],
+        "screenshot of 16 bits": screenshot(3, np.uint16),
         "several tiles": natural(20, 1700, 3),
     }
 
@@ -138,3 +154,19 @@ def test_damage_is_an_error_or_a_picture(monkeypatch):
             continue
         assert out.shape == (3, 40, 50)
         assert 0 <= out.min() <= out.max() < 65536
+
+
+def test_screenshots_are_smaller_than_as_png():
+    pixels = screenshot(3)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", optimize=True)
+    assert len(lic.encode(pixels, lossless=True)) < 0.8 * file.tell()
+
+
+def test_a_screenshot_is_lossless_where_that_is_smaller():
+    pixels = screenshot(3)
+    exact = lic.encode(pixels, lossless=True)
+    assert lic.encode(pixels, quality=90) == exact
+    assert len(lic.encode(pixels, quality=0)) < len(exact)
+    assert lic.encode(pixels, target_size=len(exact) + 10) == exact
+    assert len(lic.encode(pixels, target_size=len(exact) - 10)) < len(exact)

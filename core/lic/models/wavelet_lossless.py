@@ -5,6 +5,7 @@ After iWave++ (Ma et al., TPAMI 2020), whose lossless mode is a lifting scheme w
     picture -> values in use numbered -> YCoCg-R -> 5/3 lifting of integers, six levels
                                            -> entropy coder, coarse to fine, as lic.layers.band_prior predicts
 
+Screenshots and drawings, which repeat themselves, are coded without it where that is smaller (lic.layers.repeats).
 Pictures of 16 bits have wider coefficients than the prior has learned: their lowest bits, mere noise, are coded as they
 are, and what the prior sees are the others.
 """
@@ -26,7 +27,7 @@ from lic import weights as weight_files
 from lic.codec import ModelCard, PlaneShape, Settings, Streams, View
 from lic.container import Reader, write_varint
 from lic.errors import FormatError
-from lic.layers import integer, reversible, tiles
+from lic.layers import integer, repeats, reversible, tiles
 from lic.layers.band_prior import LEVELS, STEP_UNIT, Code, Pass, Prior
 from lic.layers.coefficients import (
     BandsReader,
@@ -116,7 +117,8 @@ class Networks(nn.Module):
 
 class WaveletLosslessCodec:
     """One stream, `coefficients`: the number of raw bits of a coefficient (a byte); the length of the list of values in
-    use (a varint, 0 where all are) and the list; then as lic.layers.coefficients says."""
+    use (a varint, 0 where all are) and the list; then as lic.layers.coefficients says. Or, from 8 on, what it would be
+    without the wavelet: as lic.layers.repeats codes it."""
 
     card = ModelCard(
         name="wavelet_lossless",
@@ -140,7 +142,15 @@ class WaveletLosslessCodec:
         return Networks(TrainableConv2d)
 
     def compress(self, planes: Tensor, shape: PlaneShape, settings: Settings) -> Streams:
-        values, numbers = _numbered(planes.cpu().numpy(), shape)
+        samples = planes.cpu().numpy()
+        candidates = [self._coefficients(samples, shape)]
+        if repeats.likely(samples):
+            predictor, coded = repeats.encode(samples, shape)
+            candidates.append(bytes([_REPEATS + predictor]) + coded)
+        return {"coefficients": min(candidates, key=len)}
+
+    def _coefficients(self, planes: np.ndarray, shape: PlaneShape) -> bytes:
+        values, numbers = _numbered(planes, shape)
         x = torch.from_numpy(numbers).to(self.device) - len(values) // 2
         x = reversible.to_ycocg(x) if shape.channels == 3 else F.pad(x, (0, 0, 0, 0, 0, 2))
         low, bands = reversible.analyse(x[None], LEVELS)
@@ -159,15 +169,18 @@ class WaveletLosslessCodec:
         plan = tiles.plan(shape.height, shape.width, LEVELS)
         self.networks.walk(low, shape.height, shape.width, code, plan, shape.channels == 1, shift)
         listed = b"" if len(values) == 2**shape.bit_depth else _list(values)
-        return {"coefficients": bytes([shift]) + write_varint(len(listed)) + listed + writer.bytes()}
+        return bytes([shift]) + write_varint(len(listed)) + listed + writer.bytes()
 
     def decompress(self, streams: Streams, shape: PlaneShape, view: View) -> Tensor:
         reader = Reader(file := io.BytesIO(streams["coefficients"]))
         shift = reader.take(1)[0]
-        listed = reader.take(reader.varint(_LONGEST_LIST))
-        values = _unlist(listed, shape) if listed else np.arange(2**shape.bit_depth, dtype=np.int32)
+        if 0 <= shift - _REPEATS < len(repeats.PREDICTORS):
+            decoded = repeats.decode(shift - _REPEATS, file.read(), shape)
+            return view.of(torch.from_numpy(decoded), shape)
         if shift > FRACTION:
             raise FormatError("the coded picture's header is damaged")
+        listed = reader.take(reader.varint(_LONGEST_LIST))
+        values = _unlist(listed, shape) if listed else np.arange(2**shape.bit_depth, dtype=np.int32)
         half = 1 << shift >> 1
         bands = BandsReader(file.read(), shape, self.tables, view.truncated)
 
@@ -193,6 +206,7 @@ class WaveletLosslessCodec:
         return torch.from_numpy(values).to(self.device)[numbers]
 
 
+_REPEATS = 8  # what the first byte is, and the predictor's number, where lic.layers.repeats coded the picture
 _TYPICAL = 8  # a mean absolute value of coefficients that the prior knows well
 _LONGEST_LIST = 2**18  # bytes
 
