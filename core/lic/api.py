@@ -42,6 +42,7 @@ def encode(
     model: str = "wavelet",
     lossless: bool = False,
     effort: int | None = None,
+    tune: str = "psnr",
     device: str | torch.device | None = None,
     exif: bytes | None = None,
     icc_profile: bytes | None = None,
@@ -59,6 +60,7 @@ def encode(
     quality: 0 to 100, continuous; size and PSNR rise with it. Alpha is always lossless.
     lossless: bit for bit, whatever the quality. Screenshots and drawings come so, too, where that is smaller.
     effort: 0 to 9, how hard the encoder searches; decoding is the same.
+    tune: "psnr", the least squared error; or, of models that can, "visual": the smallest file of the same look.
     device: "auto" (CUDA, then MPS, then CPU), or a torch device; the default is $LIC_DEVICE, then "auto".
     exif, icc_profile, xmp: kept byte for byte.
     durations: milliseconds, one a frame; loop: how often to play, 0 for ever.
@@ -84,6 +86,8 @@ def encode(
         able = [n for n, c in registry.cards().items() if (c.lossless if lossless else c.lossy)]
         kind = "lossless" if lossless else "lossy"
         raise LicError(f"model {model!r} is not {kind}; {kind} models installed: {', '.join(able) or 'none'}")
+    if tune not in card.tunes:
+        raise LicError(f"model {model!r} can be tuned for {' or '.join(card.tunes)}, not for {tune!r}")
     if durations is None:
         durations = [100] * len(frames) if len(frames) > 1 else []
     elif len(durations) != len(frames) or min(durations) < 0:
@@ -109,7 +113,7 @@ def encode(
 
     def compress(quality: float) -> list[Streams]:
         if quality not in tried:
-            settings = Settings(quality, lossless, effort)
+            settings = Settings(quality, lossless, effort, tune)
             with _inference():
                 tried[quality] = [codec.compress(planes, _shape(info), settings) for planes, _ in parts]
         return tried[quality]

@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     aim.add_argument("--target-psnr", type=float, metavar="DB", help="within 0.05 dB")
     encode.add_argument("-m", "--model", default="wavelet", help="see `lic models` (%(default)s)")
     encode.add_argument("--effort", type=int, default=api.DEFAULT_EFFORT, help="0 to 9 (%(default)s)")
+    encode.add_argument("--tune", default="psnr", help="psnr, or visual: the same look in fewer bytes (%(default)s)")
     encode.add_argument("--lossless", action="store_true", help="bit for bit")
     encode.set_defaults(run=_encode)
 
@@ -72,7 +73,7 @@ def _add_files(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def _encode(args: argparse.Namespace) -> int:
-    names = ("quality", "model", "effort", "lossless", "device", "target_size", "target_bpp", "target_psnr")
+    names = ("quality", "model", "effort", "tune", "lossless", "device", "target_size", "target_bpp", "target_psnr")
     options = {name: getattr(args, name) for name in names}
     return _convert(args, ".lic", partial(_encode_file, options=options))
 

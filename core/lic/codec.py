@@ -19,7 +19,7 @@ class ModelCard:
     """What a model is and is for.
 
     streams: the names of the byte strings it writes, in their order in the file. lossless_by: the model that stands in
-    for it where lossless coding is asked for.
+    for it where lossless coding is asked for. tunes: what it can be tuned for.
     """
 
     name: str
@@ -29,15 +29,18 @@ class ModelCard:
     lossless: bool
     streams: tuple[str, ...]
     lossless_by: str | None = None
+    tunes: tuple[str, ...] = ("psnr",)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the caller asks of an encoder: quality 0..100, lossless, effort 0..9 (encoder-side search only)."""
+    """What the caller asks of an encoder: quality 0..100, lossless, effort 0..9 (encoder-side search only), and what to
+    tune for, one of its card's `tunes`."""
 
     quality: float
     lossless: bool
     effort: int
+    tune: str = "psnr"
 
 
 @dataclass(frozen=True)

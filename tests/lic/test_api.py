@@ -95,6 +95,7 @@ BAD = {
     "effort 10": (np.zeros((4, 4), np.uint8), {"effort": 10}, ValueError, "0 to 9"),
     "unknown model": (np.zeros((4, 4), np.uint8), {"model": "no-such"}, lic.ModelError, "installed are"),
     "lossless": (np.zeros((4, 4), np.uint8), {"lossless": True, "model": "factorized"}, ValueError, "not lossless"),
+    "tune": (np.zeros((4, 4), np.uint8), {"tune": "ears"}, ValueError, "psnr or visual"),
     "lossy": (np.zeros((4, 4), np.uint8), {"model": "wavelet_lossless"}, ValueError, "not lossy"),
     "device": (np.zeros((4, 4), np.uint8), {"device": "abacus"}, ValueError, "abacus"),
     "exif as text": (np.zeros((4, 4), np.uint8), {"exif": "no"}, TypeError, "bytes"),
@@ -173,15 +174,15 @@ def test_the_portable_kernel_decodes_to_the_same_pixels(photo, monkeypatch):
     from lic.models import wavelet
 
     odd = natural(61, 97, 3)
-    for pixels in (photo, odd, natural(50, 40, 1)):
-        data = lic.encode(pixels, quality=60)
+    for pixels, tune in ((photo, "psnr"), (odd, "visual"), (natural(50, 40, 1), "psnr")):
+        data = lic.encode(pixels, quality=60, tune=tune)
         expected = lic.decode(data).pixels
         with monkeypatch.context() as patch:
             patch.setattr(wavelet, "kernel_for", lambda device: PortableConv2d)
             portable = wavelet.WaveletCodec(torch.device("cpu"))
             patch.setattr("lic.registry.load", lambda *_, portable=portable: portable)
             assert np.array_equal(lic.decode(data).pixels, expected)
-            assert lic.encode(pixels, quality=60) == data
+            assert lic.encode(pixels, quality=60, tune=tune) == data
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -221,6 +222,19 @@ def test_a_target_size_is_met_and_never_exceeded(target, channels):
         pixels[..., 3] = 255
     size = len(lic.encode(pixels, target_size=target))
     assert 0.99 * target - 1 <= size <= target
+
+
+def test_visual_tuning_keeps_coarse_details_for_fine_ones():
+    pixels = natural(256, 256, 3)
+    pixels = np.clip(pixels + np.random.default_rng(0).normal(0, 12, pixels.shape), 0, 255).astype(np.uint8)
+    errors = []
+    for tune in ("psnr", "visual"):
+        decoded = lic.decode(lic.encode(pixels, target_size=12_000, tune=tune)).pixels
+        difference = decoded.astype(float) - pixels
+        coarse = difference.reshape(32, 8, 32, 8, 3).mean((1, 3))
+        errors.append((np.square(difference).mean(), np.square(coarse).mean()))
+    assert errors[1][0] > errors[0][0]
+    assert errors[1][1] < 0.8 * errors[0][1]
 
 
 def test_a_target_in_bits_per_pixel_counts_all_frames(photo):

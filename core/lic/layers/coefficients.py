@@ -37,18 +37,30 @@ def logistic_bits(q: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     return (nats + torch.log(-torch.expm1(-rate))) * (-1 / math.log(2))
 
 
-def choose_tables(mean: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def choose_tables(mean: Tensor, log_scale: Tensor, finer: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """What the prior says of each coefficient, as int32: the table's index, and how a coefficient's integer q becomes
-    the symbol s that is coded with it: s = sign * (q - nearest)."""
-    eighths = (mean * 8).round().int()
+    the symbol s that is coded with it: s = sign * (q - nearest).
+
+    finer: by how many quarters of an octave the step is smaller than that which mean and log_scale are in.
+    """
+    # Both are exact, and so is all that follows.
+    eighths = scaled((mean * 1024).round().int(), finer) + 64 >> 7 if finer else (mean * 8).round().int()
+    logarithm = (log_scale * 256).round().int() * (3 * _SCALES_PER_E) + finer * _QUARTER
     nearest = (eighths + 4) >> 3
     offset = eighths - (nearest << 3)  # -4..3
-    logarithm = (log_scale * 256).round().int()  # exact, and so is all that follows
-    scale = ((logarithm * (3 * _SCALES_PER_E) + round(_NARROWEST * _SCALES_PER_E * 256) + 128) >> 8).clamp(
-        0, SCALES - 1
-    )
+    scale = (logarithm + round(_NARROWEST * _SCALES_PER_E * 256) + 128 >> 8).clamp(0, SCALES - 1)
     sign = 1 - 2 * (offset < 0).int()
     return scale * MEANS + offset.abs(), nearest, sign
+
+
+_QUARTER = round(math.log(2) / 4 * _SCALES_PER_E * 256)
+_FACTOR_BITS = 12
+
+
+def scaled(x: Tensor, quarters: int) -> Tensor:
+    """x * 2**(quarters / 4), rounded half up, saturating at 2**30; int32."""
+    factor = round(2 ** (quarters / 4 + _FACTOR_BITS))
+    return (x.long() * factor + (1 << _FACTOR_BITS - 1) >> _FACTOR_BITS).clamp(-(2**30), 2**30).int()
 
 
 def logistic_tables() -> list[Table]:

@@ -26,9 +26,19 @@ from tqdm import tqdm
 from lic import weights as weight_files
 from lic.codec import ModelCard, PlaneShape, Settings, Streams, View
 from lic.entropy import Table
-from lic.errors import FormatError
+from lic.errors import FormatError, TruncatedError
 from lic.layers import integer, lifting, tiles
-from lic.layers.band_prior import FEATURE, LEVELS, STEP_UNIT, Code, Pass, Prior, Residual, step_feature, to_multiple
+from lic.layers.band_prior import (
+    FEATURE,
+    LEVELS,
+    STEP_UNIT,
+    Code,
+    Pass,
+    Prior,
+    Residual,
+    step_feature,
+    to_multiple,
+)
 from lic.layers.coefficients import (
     MEANS,
     SCALES,
@@ -38,6 +48,7 @@ from lic.layers.coefficients import (
     Inside,
     choose_tables,
     logistic_bits,
+    scaled,
     unpack_tables,
 )
 from lic.layers.integer import Convolution, TrainableConv2d, kernel_for, rectified, signed
@@ -200,10 +211,14 @@ def point_index(table: Tensor, symbols: Tensor) -> Tensor:
     return table * _POINTS + symbols.clamp(-_REACH, _REACH).int() + _REACH
 
 
-def reconstruct(table: Tensor, nearest: Tensor, sign: Tensor, symbols: Tensor, points: Tensor) -> Tensor:
-    """Symbols -> coefficients, int32 in 1 / 2**FRACTION steps; points (SCALES * MEANS * _POINTS,) in the same unit."""
+def reconstruct(
+    table: Tensor, nearest: Tensor, sign: Tensor, symbols: Tensor, points: Tensor, finer: int = 0
+) -> Tensor:
+    """Symbols -> coefficients, int32 in 1 / 2**FRACTION steps; points (SCALES * MEANS * _POINTS,) in the same unit.
+    finer: as in `choose_tables`."""
     offset = points.round().int()[point_index(table, symbols)]
-    return ((nearest + sign * symbols) << lifting.FRACTION) + sign * offset
+    values = ((nearest + sign * symbols) << lifting.FRACTION) + sign * offset
+    return scaled(values, -finer) if finer else values
 
 
 def quality_step(quality: float) -> int:
@@ -212,12 +227,20 @@ def quality_step(quality: float) -> int:
     return round(STEP_UNIT * 2 ** (8.6 - 5.0 * t - 2.6 * t**6))
 
 
+# By how many quarters of an octave each level's step is smaller than the picture's, the finest level first. Equal steps
+# make the least squared error; but eyes, and what models them, see coarse details better.
+WEIGHTING: dict[str, tuple[int, ...]] = {"psnr": (0, 0, 0, 0, 0, 0), "visual": (-3, -1, 0, 2, 3, 3)}
+_LARGEST_WEIGHT = 16
+_WEIGHTED = struct.Struct(f"<HH{LEVELS}b")  # 0, where the step would be otherwise; the step; the weighting
+
+
 _COLOUR_BITS = 13
 _RGB = (COLOUR * 2**_COLOUR_BITS).round().int()
 
 
 class WaveletCodec:
-    """One stream, `coefficients`: the step (2 bytes), then as lic.layers.coefficients says."""
+    """One stream, `coefficients`: the step (2 bytes); or 0 (2 bytes), the step, and the weighting (a signed byte a level,
+    the finest first). Then as lic.layers.coefficients says."""
 
     card = ModelCard(
         name="wavelet",
@@ -227,6 +250,7 @@ class WaveletCodec:
         lossless=True,
         streams=("coefficients",),
         lossless_by="wavelet_lossless",
+        tunes=tuple(WEIGHTING),
     )
 
     def __init__(self, device: torch.device, weights: str | None = None):
@@ -248,16 +272,20 @@ class WaveletCodec:
         x = planes.to(self.device).float() / (257 if shape.bit_depth == 16 else 1)
         x = (x - 128)[None] * 3**0.5 if shape.channels == 1 else to_planes(x[None])
         x = F.pad(x, (0, 0, 0, 0, 0, 3 - shape.channels)) * (STEP_UNIT / step)
-        picture, coded = self._coded(x, shape, step, settings.effort > 0)
+        weighting = WEIGHTING[settings.tune]
+        picture, coded = self._coded(x, shape, step, weighting, settings.effort > 0)
         for _ in range(sum(settings.effort >= effort for effort in REFINING_EFFORTS)):
             whole = Area(0, 0, shape.height, shape.width)
             aim = x.clone()
             for part, correction in self._corrections(picture, whole, whole, step):
                 aim[part.within(whole)] -= correction
-            picture, coded = self._coded(aim, shape, step, True)
-        return {"coefficients": struct.pack("<H", step) + coded}
+            picture, coded = self._coded(aim, shape, step, weighting, True)
+        header = _WEIGHTED.pack(0, step, *weighting) if any(weighting) else struct.pack("<H", step)
+        return {"coefficients": header + coded}
 
-    def _coded(self, x: Tensor, shape: PlaneShape, step: int, optimised: bool) -> tuple[Tensor, bytes]:
+    def _coded(
+        self, x: Tensor, shape: PlaneShape, step: int, weighting: tuple[int, ...], optimised: bool
+    ) -> tuple[Tensor, bytes]:
         """Planes (1, 3, H, W) in steps -> the picture before the post-filter, and the stream after the step."""
         low, bands = lifting.analyse(x, LEVELS)
         low_q = low.round().int()[0, : shape.channels].cpu().numpy()
@@ -265,12 +293,13 @@ class WaveletCodec:
 
         def code(this: Pass, mean: Tensor, log_scale: Tensor) -> Tensor:
             inside = Inside(shape, this)
-            c = inside.take(this.of(bands))
-            table, nearest, sign = choose_tables(inside.take(mean), inside.take(log_scale))
+            finer = weighting[this.level - 1]
+            c = inside.take(this.of(bands)) * 2 ** (finer / 4)
+            table, nearest, sign = choose_tables(inside.take(mean), inside.take(log_scale), finer)
             q = self._optimise(c, table, nearest, sign) if optimised else c.round().int()
             symbols = sign * (q - nearest)
             writer.write(this, table, symbols)
-            return inside.put(reconstruct(table, nearest, sign, symbols, self.points), mean.shape)
+            return inside.put(reconstruct(table, nearest, sign, symbols, self.points, finer), mean.shape)
 
         picture = self._walk(low_q, shape, step, code, tiles.plan(shape.height, shape.width, LEVELS))
         return picture, writer.bytes()
@@ -289,16 +318,23 @@ class WaveletCodec:
 
     def decompress(self, streams: Streams, shape: PlaneShape, view: View) -> Tensor:
         stream = streams["coefficients"]
-        step = int.from_bytes(stream[:2], "little")
-        if not step:
+        if stream[:2] != b"\0\0":
+            step, weighting, rest = int.from_bytes(stream[:2], "little"), WEIGHTING["psnr"], stream[2:]
+        elif len(stream) >= _WEIGHTED.size:
+            _, step, *levels = _WEIGHTED.unpack_from(stream)
+            weighting, rest = tuple(levels), stream[_WEIGHTED.size :]
+        else:
+            raise TruncatedError("the coded picture's header is cut off")
+        if not step or not all(abs(finer) <= _LARGEST_WEIGHT for finer in weighting):
             raise FormatError("the coded picture's header is damaged")
-        reader = BandsReader(stream[2:], shape, self.tables, view.truncated)
+        reader = BandsReader(rest, shape, self.tables, view.truncated)
 
         def code(this: Pass, mean: Tensor, log_scale: Tensor) -> Tensor:
             inside = Inside(shape, this)
-            table, nearest, sign = choose_tables(inside.take(mean), inside.take(log_scale))
+            finer = weighting[this.level - 1]
+            table, nearest, sign = choose_tables(inside.take(mean), inside.take(log_scale), finer)
             symbols, _ = reader.read(this, table)
-            return inside.put(reconstruct(table, nearest, sign, symbols, self.points), mean.shape)
+            return inside.put(reconstruct(table, nearest, sign, symbols, self.points, finer), mean.shape)
 
         wanted, (height, width) = view.area(shape), tiles.size(shape.height, shape.width, view.halvings)
         around = wanted if view.halvings else wanted.around(self.post_filter.reach, _FOLD, height, width)
