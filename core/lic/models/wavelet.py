@@ -239,8 +239,8 @@ _RGB = (COLOUR * 2**_COLOUR_BITS).round().int()
 
 
 class WaveletCodec:
-    """One stream, `coefficients`: the step (2 bytes); or 0 (2 bytes), the step, and the weighting (a signed byte a level,
-    the finest first). Then as lic.layers.coefficients says."""
+    """One stream, `coefficients`: the step (2 bytes); or 0 (2 bytes), the step, the weighting (a signed byte a level,
+    finest first). Then as lic.layers.coefficients says."""
 
     card = ModelCard(
         name="wavelet",
