@@ -1,0 +1,43 @@
+"""Memory stays within 400 bytes a pixel, at 50 megapixels too."""
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import resource, sys
+import numpy as np
+import lic
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+what, megapixels, lossless, path = sys.argv[1], float(sys.argv[2]), sys.argv[3] == "lossless", sys.argv[4]
+height = round((megapixels * 1e6 * 2 / 3) ** 0.5)
+width = round(height * 1.5)
+small = lic.encode(np.zeros((64, 64, 3), np.uint8), lossless=lossless)
+lic.decode(small)
+if what == "encode":
+    pixels = np.empty((height, width, 3), np.uint8)
+    x = np.arange(width)[:, None] + np.arange(3) * 50
+    for y in range(height):
+        pixels[y] = (y + x * x // 97 + (x * y >> 7)) % 251
+    before = peak()
+    data = lic.encode(pixels, quality=20, effort=5, lossless=lossless)
+    open(path, "wb").write(data)
+else:
+    data = open(path, "rb").read()
+    before = peak()
+    assert lic.decode(data).pixels.shape == (height, width, 3)
+print((peak() - before) / (height * width))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no peak of memory to ask for")
+@pytest.mark.parametrize(("megapixels", "kind"), [(50, "lossy"), (12, "lossless")])
+def test_memory_is_bounded(megapixels, kind, tmp_path):
+    for what in ("encode", "decode"):
+        command = [sys.executable, "-c", SCRIPT, what, str(megapixels), kind, str(tmp_path / "large.lic")]
+        run = subprocess.run(command, check=True, capture_output=True, text=True)
+        assert float(run.stdout) < 400, what
