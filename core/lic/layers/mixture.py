@@ -34,7 +34,7 @@ _TAIL, _WIDER = 1e-3, 4  # a thousandth of a mixture is Cauchy-distributed, so m
 SURE, SURE_REACH = 60, 2  # tables for latents that are nearly surely zero, and the largest symbol there
 _PER_OCTAVE, _LEAST_SURE = 4, 5  # in table k, anything but zero has the probability 2**(-k / 4 - 5)
 _BELIEF = 2000.0  # symbols that what the mixtures say of a table counts as much as
-_SHIFTS = 0, 2, 4, 6
+_SHIFTS = 0, 2, 4, 7
 _DIGITS = 16  # what the first digit can be, beside an escape
 _ROWS = 8192  # latents that frequencies are computed for at once
 
