@@ -4,7 +4,7 @@ Improved Entropy Minimization" (arXiv 1912.12817).
     hyperlatents -> h_s -+-> global context, scales --+            one mixture
                          |                            v            a latent
     latents decoded so far -> local context -> parameter networks ---------> entropy coder
-                                                 16 passes: (coarse, fine) x (luma, chroma) x 4 phases
+                                                 28 passes: 7 groups of channels x 4 phases
     latents -> synthesis -> quality enhancement -> picture
 
 What makes it that system: given the hyperlatents (global context) and the latents decoded before it (local context), a
@@ -42,15 +42,18 @@ from lic.layers import factorized_prior, gain, mixture
 from lic.layers.autoencoder import SPLIT, latent_size, latents_of, planes_of
 from lic.layers.gain import COARSEST, OCTAVE
 from lic.layers.gaussian import NARROWEST
-from lic.layers.integer import Convolution, TrainableConv2d, kernel_for, signed
+from lic.layers.integer import Convolution, QuickConv2d, TrainableConv2d, kernel_for, signed
 from lic.layers.mixture import PARAMETERS, WIDEST, Mixtures
 from lic.models import hyperprior
 from lic.models.hyperprior import FEATURES, HIDDEN
 
-LUMA, CHROMA = (64, 48), (128, 96)  # channels of the coarse and of the fine grid
+# Channels of the coarse and of the fine grid that are coded together, low frequencies and luma first; and how wide the
+# networks for them are.
+GROUPS = (4, 12, 48, 128), (32, 16, 96)
+_WIDTHS = (32, 48, 64, 32), (48, 32, 16)
 _FINE_TRUNK = 40
 _KNOWN = signed(4)  # latents in sixteenths of their scales
-_ORDER = sorted(range(LUMA[1] + CHROMA[1]), key=lambda channel: channel % 48 >= 16)  # of the fine grid: luma first
+_ORDER = sorted(range(sum(GROUPS[1])), key=lambda channel: channel % 48 >= 16)  # of the fine grid: luma first
 PHASES = 4
 _POSITIONS = 4096  # that parameters are computed for at once
 
@@ -88,11 +91,11 @@ class _Group(nn.Module):
         self.out = conv(width, PARAMETERS * coded, 1, FEATURES, None)
         if isinstance(self.out, TrainableConv2d):
             self.out.weight.data *= 0.25
-            self.out.bias.data[0] = mixture.first_parameters(coded)
+            self.out.bias.data[0] = mixture.first_parameters(coded) / self.out.speed
 
     def features(self, trunk: Tensor, own: Tensor, earlier: Tensor, position: Tensor, phase: int) -> Tensor:
         """What `own` (N, coded, h, w) holds of the group's latents (zero where unknown) and `earlier` of those of the
-        grid's other group, integers -63..63 -> activations, all positions."""
+        grid's earlier groups, integers -63..63 -> activations, all positions."""
         known = torch.cat([own, own.abs(), earlier.abs(), _position_plane(position, own)], 1)
         return self.mix(torch.cat([trunk, self.context(self.form(known, _KNOWN), phase)], 1))
 
@@ -107,7 +110,7 @@ class _Finer(nn.Module):
     def __init__(self, conv: type[Convolution]):
         super().__init__()
         self.form = conv.form
-        self.context = conv(LUMA[0] + CHROMA[0] + 1, 48, 1, _KNOWN, FEATURES)
+        self.context = conv(sum(GROUPS[0]) + 1, 48, 1, _KNOWN, FEATURES)
         self.mix = conv(HIDDEN + 48, 4 * _FINE_TRUNK, 1, FEATURES, FEATURES)
 
     def forward(self, trunk: Tensor, known: Tensor, position: Tensor) -> Tensor:
@@ -167,13 +170,17 @@ class Networks(hyperprior.Networks):
 
     def __init__(self, conv: type[Convolution]):
         super().__init__(conv)
-        self.coarse = nn.ModuleList(
-            [_Group(conv, HIDDEN, 0, LUMA[0], 64), _Group(conv, HIDDEN, LUMA[0], CHROMA[0], 32)]
+        conv = QuickConv2d if conv is TrainableConv2d else conv
+        self.coarse, self.fine = (
+            nn.ModuleList(
+                [
+                    _Group(conv, trunk, sum(groups[:i]), coded, width)
+                    for i, (coded, width) in enumerate(zip(groups, widths, strict=True))
+                ]
+            )
+            for trunk, groups, widths in zip((HIDDEN, _FINE_TRUNK), GROUPS, _WIDTHS, strict=True)
         )
         self.finer = _Finer(conv)
-        self.fine = nn.ModuleList(
-            [_Group(conv, _FINE_TRUNK, 0, LUMA[1], 48), _Group(conv, _FINE_TRUNK, LUMA[1], CHROMA[1], 16)]
-        )
         self.enhancement = Enhancement()
 
     def groups(self, grid: int) -> list[_Group]:
