@@ -152,7 +152,7 @@ class TrainableConv2d(Convolution):
 class QuickConv2d(TrainableConv2d):
     """For networks that start from nothing among others that are trained already."""
 
-    speed = 4.0
+    speed = 10.0
 
 
 def _round(x: Tensor) -> Tensor:
