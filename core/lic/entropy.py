@@ -16,6 +16,7 @@ from lic.errors import FormatError
 
 PRECISION = 24  # the frequencies of a table sum to 2**PRECISION
 _ESCAPE_LIMIT = 22  # binary digits, after the first, of the largest escaped number
+_EACH = constriction.stream.model.Categorical(perfect=False)  # whose frequencies, exact in float64, come with the call
 
 
 class Table:
@@ -75,6 +76,14 @@ class Encoder:
         """All of the values (n,) are coded with one table."""
         self.encode(values, np.zeros(len(values), np.int16), [table])
 
+    def encode_each(self, values: NDArray[np.integer], frequencies: NDArray[np.float64]) -> None:
+        """values (n,), each with frequencies of its own (n, 1 + m): of the escape and of 0..m-1; positive integers."""
+        size = frequencies.shape[1] - 1
+        outside = (values < 0) | (values >= size)
+        self._coder.encode(np.where(outside, 0, values + 1).astype(np.int32), _EACH, frequencies)
+        for value in values[outside].tolist():
+            self._escape(value, size)
+
     def _escape(self, symbol: int, size: int) -> None:
         below = symbol < 0
         number = (-symbol if below else symbol - size + 1) + 1  # at least 2
@@ -129,6 +138,13 @@ class Decoder:
         """The next values (count,), all coded with one table."""
         return self.decode(np.zeros(count, np.int16), [table])
 
+    def decode_each(self, frequencies: NDArray[np.float64]) -> NDArray[np.int32]:
+        """The next values (n,), each with frequencies of its own."""
+        values = self._take(frequencies, _EACH) - 1
+        for at in np.flatnonzero(values < 0).tolist():
+            values[at] = self._escape(frequencies.shape[1] - 1)
+        return values
+
     def _escape(self, size: int) -> int:
         below = self.uniform(1, 2)[0]
         length = 1
@@ -145,10 +161,11 @@ class Decoder:
         """The next integers (count,) of 0..size-1, all equally likely."""
         return self._take(count, constriction.stream.model.Uniform(size))
 
-    def _take(self, count: int, model: object) -> NDArray[np.int32]:
+    def _take(self, parameters: int | NDArray[np.float64], model: object) -> NDArray[np.int32]:
+        """As many symbols as told, or one for each row of frequencies."""
         try:
-            symbols = self._coder.decode(model, count)
-            if self._incomplete and (self._other_coder.decode(model, count) != symbols).any():
+            symbols = self._coder.decode(model, parameters)
+            if self._incomplete and (self._other_coder.decode(model, parameters) != symbols).any():
                 raise FormatError("the coded data ends too early")
             return symbols
         except AssertionError as error:

@@ -1,4 +1,4 @@
-"""`factorized` and `hyperprior` with the weights they start from: a wavelet packet that nothing has trained yet."""
+"""`factorized`, `hyperprior`, `hybrid` with the weights they start from: a wavelet packet that nothing has trained."""
 
 import contextlib
 import sys
@@ -15,11 +15,15 @@ from lic.codec import Codec, PlaneShape, Settings, View
 from lic.entropy import Table
 from lic.layers import gaussian
 from lic.layers.integer import Int8Conv2d, PortableConv2d
-from lic.models import factorized, hyperprior
+from lic.models import factorized, hybrid, hyperprior
 from lic.training import data, loop
 from tests.lic.conftest import natural
 
-CLASSES: dict[str, type[Codec]] = {"factorized": factorized.FactorizedCodec, "hyperprior": hyperprior.HyperpriorCodec}
+CLASSES: dict[str, type[Codec]] = {
+    "factorized": factorized.FactorizedCodec,
+    "hyperprior": hyperprior.HyperpriorCodec,
+    "hybrid": hybrid.HybridCodec,
+}
 CPU = torch.device("cpu")
 
 
@@ -120,12 +124,14 @@ def symbols_of(codec: Codec, streams: dict[str, bytes], shape: PlaneShape, monke
 
 @pytest.mark.skipif(not Int8Conv2d.available(), reason="this torch lacks the int8 kernel")
 @pytest.mark.parametrize("size", [(96, 128), (61, 147), (5, 1)])
-def test_all_kernels_and_thread_counts_decode_the_same_symbols(folder, monkeypatch, size):
-    monkeypatch.setattr(hyperprior, "__file__", str(folder / "model.py"))
+@pytest.mark.parametrize("name", ["hyperprior", "hybrid"])
+def test_all_kernels_and_thread_counts_decode_the_same_symbols(folder, monkeypatch, name, size):
+    module = sys.modules[CLASSES[name].__module__]
+    monkeypatch.setattr(module, "__file__", str(folder / "model.py"))
     codecs = []
     for kernel in (Int8Conv2d, PortableConv2d):
-        monkeypatch.setattr(hyperprior, "kernel_for", lambda device, kernel=kernel: kernel)
-        codecs.append(hyperprior.HyperpriorCodec(CPU))
+        monkeypatch.setattr(module, "kernel_for", lambda device, kernel=kernel: kernel)
+        codecs.append(CLASSES[name](CPU))
     shape = PlaneShape(3, *size, 8)
     planes = torch.from_numpy(natural(*size, 3).astype(np.int32)).permute(2, 0, 1)
     threads = torch.get_num_threads()
@@ -214,3 +220,66 @@ def test_the_command_trains_them(name, tmp_path, monkeypatch):
     assert cli.main([*arguments, "--batch", "1", "--side", "64", "--device", "cpu", "--export", str(exported)]) == 0
     monkeypatch.setattr(sys.modules[CLASSES[name].__module__], "__file__", str(tmp_path / "model.py"))
     CLASSES[name](CPU)
+
+
+def test_hybrid_goes_on_from_hyperprior(folder):
+    """Transforms and hyperlatents are the same, the first rate about that of the hyperprior."""
+    tensors = load_file(folder / "hyperprior.safetensors")
+    tensors["usual_log2_scales"] += 0.25 / 32
+    networks = hyperprior.HyperpriorCodec.trainable().eval(), hybrid.HybridCodec.trainable().eval()
+    for network in networks:
+        network.start_from(tensors)
+    pixels = torch.from_numpy(natural(128, 192, 3)).permute(2, 0, 1)[None].float()
+    with torch.inference_mode():
+        before, after = (network(pixels, torch.Generator().manual_seed(0)) for network in networks)
+    assert abs(after["psnr"] - before["psnr"]) < 1e-3
+    assert after["gain_db"] == 0
+    assert abs(after["bits_per_pixel"] / before["bits_per_pixel"] - 1) < 0.05
+
+
+def test_hybrid_learns(folder):
+    """A few steps on one picture lower the loss; the enhancement gains something, and can be left out."""
+    torch.manual_seed(0)
+    networks = hybrid.HybridCodec.trainable()
+    networks.start_from(load_file(folder / "hybrid.safetensors"))
+    pixels = torch.from_numpy(natural(64, 64, 3)).permute(2, 0, 1)[None].float()
+    optimiser = torch.optim.Adam(networks.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(12):
+        out = networks(pixels, torch.Generator().manual_seed(1))
+        out["loss"].backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(float(out["loss"].detach()))
+    assert losses[-1] < losses[0] - 0.1
+    assert out["gain_db"] > 0
+
+
+def test_hybrid_without_its_enhancement(folder, monkeypatch, photo):
+    monkeypatch.setattr(hybrid, "__file__", str(folder / "model.py"))
+    codec, shape = hybrid.HybridCodec(CPU), PlaneShape(3, *photo.shape[:2], 8)
+    torch.nn.init.constant_(codec.networks.enhancement.out.bias, 0.2)
+    planes = torch.from_numpy(photo.astype(np.int32)).permute(2, 0, 1)
+    with torch.inference_mode():
+        streams = codec.compress(planes, shape, Settings(60, False, 5))
+        enhanced = codec.decompress(streams, shape, View())
+        codec.enhances = False
+        assert (codec.decompress(streams, shape, View()) != enhanced).any()
+
+
+@pytest.mark.parametrize("name", ["hyperprior", "hybrid"])
+def test_latents_beyond_every_table_come_back(folder, monkeypatch, name):
+    """Weights that expect next to nothing, and a picture of black and white squares: escapes everywhere."""
+    tensors = load_file(folder / f"{name}.safetensors")
+    tensors["usual_log2_scales"] -= 12 / 32
+    monkeypatch.setattr("lic.weights.load", lambda *_: (dict(tensors), "0" * 16))
+    codec, shape = CLASSES[name](CPU), PlaneShape(3, 48, 48, 8)
+    blocks = torch.randint(0, 2, (3, 3, 3), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    planes = 255 * blocks.repeat_interleave(16, 1).repeat_interleave(16, 2)
+    kept = []
+    quantise = codec.autoencoder.gains.quantise
+    monkeypatch.setattr(codec.autoencoder.gains, "quantise", lambda *given: kept.append(quantise(*given)) or kept[-1])
+    with torch.inference_mode():
+        streams = codec.compress(planes, shape, Settings(100, False, 5))
+    assert kept[0].abs().max() > 1000
+    assert torch.equal(symbols_of(codec, streams, shape, monkeypatch), kept[0])

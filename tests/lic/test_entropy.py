@@ -44,6 +44,18 @@ def test_the_size_is_the_information():
     assert information <= len(encoder.bytes()) + 1 <= information * 1.001 + 10
 
 
+def test_frequencies_of_each_symbol_s_own():
+    rng = np.random.default_rng(0)
+    frequencies = rng.integers(1, 2 ** rng.integers(1, 34, (2000, 18))).astype(float)
+    values = rng.integers(-2, 20, 2000)
+    encoder = Encoder()
+    encoder.encode_each(values, frequencies)
+    encoder.encode_each(values[:3], frequencies[:3])
+    decoder = Decoder(encoder.bytes())
+    assert np.array_equal(decoder.decode_each(frequencies), values)
+    assert np.array_equal(decoder.decode_each(frequencies[:3]), values[:3])
+
+
 def test_a_symbol_too_far_away_is_refused():
     with pytest.raises(ValueError, match="outside its table"):
         Encoder().encode_shared(np.array([2**24]), FAMILY[0])

@@ -1,13 +1,14 @@
-"""Factorised prior and Gaussian conditional: integer tables say what the probabilities in training say."""
+"""Factorised prior, Gaussian and mixture conditionals: integer tables say what the probabilities in training say."""
 
 import numpy as np
 import pytest
 import torch
 
-from lic.entropy import PRECISION, Decoder, Encoder
-from lic.layers import factorized_prior, gaussian
+from lic.entropy import PRECISION, Decoder, Encoder, Table
+from lic.layers import factorized_prior, gaussian, mixture
 from lic.layers.factorized_prior import FactorizedPrior
 from lic.layers.gain import OCTAVE, RATIO_UNIT
+from lic.layers.mixture import COMPONENTS, PARAMETERS, Mixtures
 
 TYPICAL = torch.tensor([0.3, 2.0, 40.0, 200.0])
 
@@ -101,3 +102,65 @@ def test_tables_follow_what_is_counted():
     assert seen[31, 0] > unseen[31, 0]
     assert torch.equal(seen[32:], unseen[32:])
     assert (seen.sum(1) == 2**PRECISION).all()
+
+
+def some_mixtures(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Parameters (PARAMETERS, count) and logarithms of scales (1, count), all multiples of 1 / OCTAVE."""
+    generator = torch.Generator().manual_seed(0)
+    parameters = torch.randn(PARAMETERS, count, generator=generator) * 1.5
+    log2_scales = torch.rand(1, count, generator=generator) * 12 - 5
+    return (parameters * OCTAVE).round() / OCTAVE, (log2_scales * OCTAVE).round() / OCTAVE
+
+
+def drawn(parameters: torch.Tensor, log2_scales: torch.Tensor) -> np.ndarray:
+    """A symbol (n,) of each mixture, a few far outside."""
+    rng = np.random.default_rng(0)
+    weights, means, widths = parameters.view(3, COMPONENTS, -1).double().numpy()
+    component = (2**weights / (2**weights).sum(0)).cumsum(0) < rng.random(weights.shape[1])
+    chosen = component.sum(0).clip(0, COMPONENTS - 1), np.arange(weights.shape[1])
+    normal = means[chosen] + rng.normal(size=len(chosen[1])) * 2 ** widths[chosen]
+    symbols = np.rint(normal * 2 ** log2_scales[0].double().numpy()).astype(np.int64)
+    symbols[::50] += rng.integers(-5000, 5000, len(symbols[::50]))
+    return symbols
+
+
+def test_mixtures_come_back_at_the_size_that_training_counts():
+    parameters, log2_scales = some_mixtures(20_000)
+    symbols = drawn(parameters, log2_scales)
+    mixtures = Mixtures.of(parameters, (log2_scales * OCTAVE).long(), mixture.cumulative(mixture.knots()))
+    counts = np.zeros((mixture.SURE, 2 * mixture.SURE_REACH + 2))
+    mixture.count(counts, symbols, mixtures)
+    family = [Table(-mixture.SURE_REACH, row) for row in mixture.calibrated(counts).numpy()]
+    encoder = Encoder()
+    mixture.encode(encoder, symbols, mixtures, family)
+    data = encoder.bytes()
+    assert np.array_equal(mixture.decode(Decoder(data), mixtures, family), symbols)
+    bits = mixture.mixture_bits(
+        torch.from_numpy(symbols).float().view(1, 1, 1, -1), log2_scales[None, :, None], parameters[None, :, None]
+    )
+    usual = np.arange(len(symbols)) % 50 > 0
+    assert abs(8 * len(data) / float(bits.sum()) - 1) < 0.03
+    encoder, some = Encoder(), mixtures.at(np.flatnonzero(usual))
+    mixture.encode(encoder, symbols[usual], some, family)
+    assert abs(8 * len(encoder.bytes()) / float(bits[..., usual].sum()) - 1) < 0.01
+
+
+def test_mixture_bits_sum_to_one_and_give_outliers_gradients():
+    parameters, log2_scales = some_mixtures(30)
+    symbols = torch.arange(-3000, 3001).float().view(1, 1, -1, 1).expand(-1, -1, -1, 30)
+    given = [t.view(1, -1, 1, 30).expand(-1, -1, 6001, -1) for t in (log2_scales.clamp(max=6), parameters)]
+    assert ((torch.exp2(-mixture.mixture_bits(symbols, *given)).sum(2) - 1).abs() < 2e-3).all()
+    log2_scale = torch.tensor([-9.0, 3.0]).view(1, 1, 1, 2).requires_grad_()
+    start = mixture.first_parameters(1).view(1, -1, 1, 1).expand(-1, -1, 1, 2)
+    bits = mixture.mixture_bits(torch.tensor([40.0, 1e6]).view(1, 1, 1, 2), log2_scale, start)
+    bits.sum().backward()
+    assert torch.isfinite(bits).all()
+    assert (log2_scale.grad < 0).all()  # wider
+
+
+def test_relative_symbols_are_the_same_in_integers():
+    log2_scales = torch.arange(-1500, 3000)
+    for symbol in (-700, -3, 0, 1, 40):
+        real = symbol * 16 / torch.exp2((log2_scales / OCTAVE).clamp(-3.25, 9.5).double())
+        difference = mixture.relative(torch.tensor(symbol), log2_scales).clamp(-63, 63) - real.clamp(-63, 63)
+        assert (difference.abs() <= 0.51).all()

@@ -15,6 +15,7 @@ first low band. The channels beyond 12 and 48 start at random, and unused. Insid
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 
 import numpy as np
@@ -207,14 +208,16 @@ def latents_of(planes: Tensor, shape: PlaneShape, autoencoder: Autoencoder) -> T
     return out
 
 
-def planes_of(latents: Tensor, shape: PlaneShape, autoencoder: Autoencoder) -> Tensor:
-    """The inverse: latents (LATENTS, h, w) -> planes (C, H, W) int32."""
+def planes_of(
+    latents: Tensor, shape: PlaneShape, synthesise: Callable[[Tensor], Tensor], margin: int = _MARGIN
+) -> Tensor:
+    """The inverse: latents (LATENTS, h, w) -> planes (C, H, W) int32; margin is the reach of `synthesise`."""
     height, width = latent_size(shape)
     whole = Area(0, 0, height, width)
     out = latents.new_empty(shape.channels, height * STRIDE, width * STRIDE, dtype=torch.int32)
     for tile in whole.squares(_TILE):
-        around = tile.around(_MARGIN, 1, height, width)
-        pixels = autoencoder.synthesise(latents[around.within(whole)][None])[0]
+        around = tile.around(margin, 1, height, width)
+        pixels = synthesise(latents[around.within(whole)][None])[0]
         if shape.channels == 1:
             pixels = pixels.mean(0, keepdim=True)
         samples = pixels * (257 if shape.bit_depth == 16 else 1)

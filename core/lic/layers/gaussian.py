@@ -18,7 +18,7 @@ from lic.entropy import PRECISION, integer_frequencies
 from lic.layers.gain import OCTAVE
 
 SCALES = 64
-_PER_OCTAVE, _NARROWEST = 5, -3.25  # scale k is 2**(k / 5 - 3.25) steps
+_PER_OCTAVE, NARROWEST = 5, -3.25  # scale k is 2**(k / 5 - 3.25) steps
 REACH = 255  # the largest symbol of a table
 _TAIL, _WIDER = 1e-3, 8
 
@@ -28,8 +28,8 @@ class _AtLeastNarrowest(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, log2_scale: Tensor) -> Tensor:
-        ctx.save_for_backward(log2_scale < _NARROWEST)
-        return log2_scale.clamp(min=_NARROWEST)
+        ctx.save_for_backward(log2_scale < NARROWEST)
+        return log2_scale.clamp(min=NARROWEST)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
@@ -37,9 +37,13 @@ class _AtLeastNarrowest(torch.autograd.Function):
         return gradient * (~below | (gradient < 0))
 
 
+def at_least_narrowest(log2_scale: Tensor) -> Tensor:
+    return _AtLeastNarrowest.apply(log2_scale)
+
+
 def gaussian_bits(symbols: Tensor, log2_scale: Tensor) -> Tensor:
     """Bits of symbols, integers or with uniform noise added; any shape. In log space: an outlier keeps its gradient."""
-    scale, distance = torch.exp2(_AtLeastNarrowest.apply(log2_scale)), symbols.abs()
+    scale, distance = torch.exp2(at_least_narrowest(log2_scale)), symbols.abs()
     body = _log_probability(distance, scale) + math.log(1 - _TAIL)
     tail = _log_probability(distance, scale * _WIDER) + math.log(_TAIL)
     return torch.logaddexp(body, tail) * (-1 / math.log(2))
@@ -54,14 +58,14 @@ def _log_probability(distance: Tensor, scale: Tensor) -> Tensor:
 
 def table_index(log2_scale: Tensor) -> Tensor:
     """log2_scale, integers in 1 / OCTAVE -> the nearest table's index, int32."""
-    distance = log2_scale - round(_NARROWEST * OCTAVE)
+    distance = log2_scale - round(NARROWEST * OCTAVE)
     return ((distance * _PER_OCTAVE + OCTAVE // 2) >> 8).clamp(0, SCALES - 1).int()
 
 
 def gaussian_frequencies() -> NDArray[np.int64]:
     """(SCALES, 2 * REACH + 2): frequencies of the escape and of the symbols -REACH..REACH, for each scale."""
     edges = torch.arange(-REACH, REACH + 2).double() - 0.5
-    scales = torch.exp2(torch.arange(SCALES).double() / _PER_OCTAVE + _NARROWEST)[:, None]
+    scales = torch.exp2(torch.arange(SCALES).double() / _PER_OCTAVE + NARROWEST)[:, None]
     cumulative = torch.special.ndtr(edges / scales) * (1 - _TAIL) + torch.special.ndtr(edges / scales / _WIDER) * _TAIL
     inside = cumulative.diff(dim=1)
     probabilities = torch.cat([1 - inside.sum(1, keepdim=True), inside], 1).clamp(min=0).numpy()

@@ -95,16 +95,19 @@ class _Requantise(torch.autograd.Function):
 class TrainableConv2d(Convolution):
     """The convolution in training: float parameters, rounded on the way in (straight-through) to what will be shipped.
 
-    Each output channel has a power-of-two weight scale of its own.
+    Each output channel has a power-of-two weight scale of its own. Parameters are kept divided by `speed`, so that an
+    optimiser whose steps have the size of the learning rate, as Adam's, moves them that much faster.
     """
+
+    speed = 1.0
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, scale_in: Scale, scale_out: Scale | None, biases: int = 1
     ):
         super().__init__(inputs, outputs, kernel, scale_in, scale_out, biases)
         start = nn.Conv2d(inputs, outputs, kernel)
-        self.weight = start.weight
-        self.bias = nn.Parameter(cast(Tensor, start.bias).detach().repeat(biases, 1))
+        self.weight = nn.Parameter(start.weight.detach() / self.speed)
+        self.bias = nn.Parameter(cast(Tensor, start.bias).detach().repeat(biases, 1) / self.speed)
 
     @staticmethod
     def form(integers: Tensor, scale: Scale) -> Tensor:
@@ -112,11 +115,12 @@ class TrainableConv2d(Convolution):
 
     def integers(self) -> tuple[Tensor, Tensor, Tensor]:
         """Weights -127..127 (float32), biases in units of the sums, binary exponents of the weights' scales."""
+        weight, bias = self.weight * self.speed, self.bias * self.speed
         with torch.no_grad():
-            largest = self.weight.abs().amax((1, 2, 3)).clamp_min(2.0**-20)
+            largest = weight.abs().amax((1, 2, 3)).clamp_min(2.0**-20)
             exponent = torch.floor(torch.log2(127 / largest)).clamp(-8, 20)
-        weight = self.weight * torch.exp2(exponent).view(-1, 1, 1, 1)
-        bias = self.bias * torch.exp2(exponent + self.scale_in.exponent)
+        weight = weight * torch.exp2(exponent).view(-1, 1, 1, 1)
+        bias = bias * torch.exp2(exponent + self.scale_in.exponent)
         return _round(weight).clamp(-127, 127), _round(bias), exponent
 
     def forward(self, x: Tensor, bias: int = 0) -> Tensor:
@@ -141,8 +145,14 @@ class TrainableConv2d(Convolution):
         """Go on from the state of an `IntegerConv2d`."""
         exponent = shipped["exponent"].float()
         with torch.no_grad():
-            self.weight.copy_(shipped["weight"] * torch.exp2(-exponent).view(-1, 1, 1, 1))
-            self.bias.copy_(shipped["bias"] * torch.exp2(-exponent - self.scale_in.exponent))
+            self.weight.copy_(shipped["weight"] * torch.exp2(-exponent).view(-1, 1, 1, 1) / self.speed)
+            self.bias.copy_(shipped["bias"] * torch.exp2(-exponent - self.scale_in.exponent) / self.speed)
+
+
+class QuickConv2d(TrainableConv2d):
+    """For networks that start from nothing among others that are trained already."""
+
+    speed = 10.0
 
 
 def _round(x: Tensor) -> Tensor:

@@ -105,4 +105,4 @@ class FactorizedCodec:
         decoder = Decoder(data, incomplete=view.truncated)
         symbols = factorized_prior.decode(decoder, latent_size(shape), self.tables(position), view.truncated)
         latents = self.autoencoder.gains.dequantise(torch.from_numpy(symbols).to(self.device), position)
-        return view.of(planes_of(latents, shape, self.autoencoder), shape)
+        return view.of(planes_of(latents, shape, self.autoencoder.synthesise), shape)

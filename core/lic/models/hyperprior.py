@@ -18,6 +18,7 @@ the tables start as Gaussians and follow the training pictures. It upsamples by 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -38,10 +39,10 @@ from lic.layers.gain import ANCHORS, OCTAVE, RATIO_UNIT, Gains
 from lic.layers.integer import Convolution, TrainableConv2d, kernel_for, rectified, signed
 
 HYPERLATENTS, HIDDEN = 64, 80
-_STRIDE = 4  # latents a side that a hyperlatent stands for
+STRIDE = 4  # latents a side that a hyperlatent stands for
 _LOG2_UNIT = 2  # what h_s's outputs are multiplied by: octaves of scale
 _GROUP = 48  # channels that are coded together
-_INPUT, _BETWEEN = signed(3), rectified(4)
+_INPUT, FEATURES = signed(3), rectified(4)
 
 
 class _SlowConv2d(nn.Conv2d):
@@ -74,7 +75,7 @@ class HyperAnalysis(nn.Sequential):
 
     def forward(self, latents: Tensor) -> Tensor:
         height, width = latents.shape[2:]
-        padded = F.pad(latents, (0, -width % _STRIDE, 0, -height % _STRIDE), mode="replicate")
+        padded = F.pad(latents, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
         return super().forward(torch.log1p(padded.abs()) - self.usual).float()
 
 
@@ -85,17 +86,21 @@ class HyperSynthesis(nn.Module):
     def __init__(self, conv: type[Convolution]):
         super().__init__()
         self.form = conv.form
-        self.coarse = conv(HYPERLATENTS, 4 * HIDDEN, 3, _INPUT, _BETWEEN)
-        self.fine = conv(HIDDEN, 4 * HIDDEN, 3, _BETWEEN, _BETWEEN)
-        self.out = conv(HIDDEN, LATENTS, 1, _BETWEEN, None)
+        self.coarse = conv(HYPERLATENTS, 4 * HIDDEN, 3, _INPUT, FEATURES)
+        self.fine = conv(HIDDEN, 4 * HIDDEN, 3, FEATURES, FEATURES)
+        self.out = conv(HIDDEN, LATENTS, 1, FEATURES, None)
         if isinstance(self.out, TrainableConv2d):  # little, at first
             self.out.weight.data *= 0.25
             self.out.bias.data.zero_()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
+        """Activations (N, HIDDEN, 4h, 4w) of scale FEATURES."""
         x = F.pad(x.float(), (1, 1, 1, 1), mode="replicate")  # crops in training are nearly all border
         x = F.pixel_shuffle(self.coarse(self.form(x, _INPUT)), 2)
-        return self.out(F.pixel_shuffle(self.fine(x), 2)[..., 4:-4, 4:-4])
+        return F.pixel_shuffle(self.fine(x), 2)[..., 4:-4, 4:-4]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.features(x))
 
 
 class Networks(nn.Module):
@@ -115,51 +120,65 @@ class Networks(nn.Module):
         """Of latents (N, LATENTS, h, w), before quantisation."""
         return self.hyper_analysis(latents * self.autoencoder.gains.finest())
 
+    def side_information(self, latents: Tensor, position: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """In training: the bits of the hyperlatents, (N,), and what h_s sees of them (N, HYPERLATENTS, h/4, w/4)."""
+        hyper = self.hyperlatents(latents) * self.hyper_gains.before(position)
+        symbols = gain.noisy(hyper, generator) if self.training else hyper.round()
+        log2_ratios = self.hyper_gains.log2_ratios(position)
+        bits = self.prior.bits(symbols, log2_ratios).sum((1, 2, 3))
+        ratios = torch.exp2(log2_ratios)
+        rounded = (hyper.round() * ratios).round().clamp(_INPUT.low, _INPUT.high)  # what the decoder sees
+        inputs = (hyper * ratios).clamp(_INPUT.low, _INPUT.high)
+        return bits, inputs + (rounded - inputs).detach()
+
+    def log2_scales(self, real: Tensor, position: Tensor, size: torch.Size) -> Tensor:
+        """In training: what h_s gives -> the logarithms of the latents' scales, in steps."""
+        usual = self.usual_log2_scales[:, None, None] * SPEED - self.autoencoder.gains.log2_ratios(position)
+        return real[..., : size[0], : size[1]].float() * _LOG2_UNIT + usual
+
     def forward(self, pixels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """A training step; without training, with quantisation proper, what its result is worth."""
         position = gain.positions(len(pixels), generator).to(pixels.device)
-        gains, hyper_gains = self.autoencoder.gains, self.hyper_gains
+        gains = self.autoencoder.gains
         latents = self.autoencoder.analyse(pixels)
-        hyper = self.hyperlatents(latents) * hyper_gains.before(position)
+        hyper_bits, inputs = self.side_information(latents, position, generator)
+        log2_scales = self.log2_scales(self.hyper_synthesis(inputs), position, latents.shape[2:])
         scaled = latents * gains.before(position)
-        if self.training:
-            symbols, hyper_symbols = gain.noisy(scaled, generator), gain.noisy(hyper, generator)
-        else:
-            symbols, hyper_symbols = scaled.round(), hyper.round()
-        hyper_ratios = hyper_gains.log2_ratios(position)
-        hyper_bits = self.prior.bits(hyper_symbols, hyper_ratios).sum((1, 2, 3))
-        ratios = torch.exp2(hyper_ratios)
-        rounded = (hyper.round() * ratios).round().clamp(_INPUT.low, _INPUT.high)  # what the decoder sees
-        inputs = (hyper * ratios).clamp(_INPUT.low, _INPUT.high)
-        log2_scales = self.hyper_synthesis(inputs + (rounded - inputs).detach()).float() * _LOG2_UNIT
-        height, width = latents.shape[2:]
-        usual = self.usual_log2_scales[:, None, None] * SPEED - gains.log2_ratios(position)
-        log2_scales = log2_scales[..., :height, :width] + usual
+        symbols = gain.noisy(scaled, generator) if self.training else scaled.round()
         bits = gaussian.gaussian_bits(symbols, log2_scales).sum((1, 2, 3))
         decoded = self.autoencoder.synthesise(gain.rounded(scaled) * gains.after(position))
         share = (hyper_bits / (hyper_bits + bits)).mean()
         return gain.losses(bits + hyper_bits, pixels, decoded, position) | {"hyperlatents_share": share}
 
-    def tables(self, hyper_symbols: Tensor, position: int, size: tuple[int, int]) -> Tensor:
-        """Decoded hyperlatents (HYPERLATENTS, h, w), integers -> the index of each latent's table (LATENTS, *size),
-        int32. All in integers."""
-        device = hyper_symbols.device
-        ratios = torch.from_numpy(self.hyper_gains.integer_ratios(position)).to(device)[:, None, None]
+    def hyper_inputs(self, hyper_symbols: Tensor, position: int) -> Tensor:
+        """Decoded hyperlatents (HYPERLATENTS, h, w), integers -> what h_s sees of them, (1, HYPERLATENTS, h, w)."""
+        ratios = torch.from_numpy(self.hyper_gains.integer_ratios(position)).to(hyper_symbols.device)[:, None, None]
         inputs = (hyper_symbols * ratios + RATIO_UNIT // 2) // RATIO_UNIT
-        inputs = inputs.clamp(_INPUT.low, _INPUT.high)[None]
-        real = self.hyper_synthesis(inputs)[0, :, : size[0], : size[1]]
-        steps = torch.from_numpy(self.autoencoder.gains.integer_log2_ratios(position)).to(device)
-        usual = (self.usual_log2_scales * (SPEED * OCTAVE)).round().long() - steps
-        return gaussian.table_index((real * (_LOG2_UNIT * OCTAVE)).round().long() + usual[:, None, None])
+        return inputs.clamp(_INPUT.low, _INPUT.high)[None]
 
-    @torch.no_grad()
-    def shipped(self, pictures: list[np.ndarray]) -> dict[str, Tensor]:
-        """The networks, h_s in integers, the prior's cumulatives, and tables that follow the pictures' latents."""
+    def integer_log2_scales(self, real: Tensor, position: int, size: tuple[int, int]) -> Tensor:
+        """What h_s gives -> the logarithms of the latents' scales, in steps (LATENTS, *size), int64 in 1 / OCTAVE."""
+        steps = torch.from_numpy(self.autoencoder.gains.integer_log2_ratios(position)).to(real.device)
+        usual = (self.usual_log2_scales * (SPEED * OCTAVE)).round().long() - steps
+        return (real[0, :, : size[0], : size[1]] * (_LOG2_UNIT * OCTAVE)).round().long() + usual[:, None, None]
+
+    def tables(self, hyper_symbols: Tensor, position: int, size: tuple[int, int]) -> Tensor:
+        """Decoded hyperlatents -> the index of each latent's table (LATENTS, *size), int32. All in integers."""
+        real = self.hyper_synthesis(self.hyper_inputs(hyper_symbols, position))
+        return gaussian.table_index(self.integer_log2_scales(real, position, size))
+
+    def rounded(self) -> dict[str, Tensor]:
+        """The state of the networks in which integer convolutions have kernels, as a weights file has it."""
         out = self.state_dict() | {f"autoencoder.{k}": v for k, v in self.autoencoder.shipped().items()}
         out |= {f"hyper_analysis.{k}": v.half() for k, v in self.hyper_analysis.state_dict().items()}
         out["hyper_gains.log2"] = self.hyper_gains.rounded()
         out["usual_log2_scales"] = (self.usual_log2_scales * (SPEED * OCTAVE)).round() / (SPEED * OCTAVE)
-        out |= integer.shipped(self)
+        return out | integer.shipped(self)
+
+    @torch.no_grad()
+    def shipped(self, pictures: list[np.ndarray]) -> dict[str, Tensor]:
+        """The networks, h_s in integers, the prior's cumulatives, and tables that follow the pictures' latents."""
+        out = self.rounded()
         networks = Networks(kernel_for(torch.device("cpu")))
         networks.load_state_dict(out)
         counts = networks.counts(pictures)
@@ -168,20 +187,24 @@ class Networks(nn.Module):
     def counts(self, pictures: list[np.ndarray]) -> np.ndarray:
         """How often each symbol occurs under each table, over the pictures at positions all along."""
         counts = np.zeros((gaussian.SCALES, 2 * gaussian.REACH + 2))
+        for hyper, symbols, position in self.quantised(pictures):
+            tables = self.tables(hyper, position, (symbols.shape[1], symbols.shape[2]))
+            gaussian.count(counts, tables.numpy(), symbols.numpy())
+        return counts
+
+    def quantised(self, pictures: list[np.ndarray]) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """The pictures' hyperlatents and latents, int32, at positions all along."""
         for i, pixels in enumerate(tqdm(pictures, desc="calibrating", unit="picture", disable=None)):
             position = (2 * i + 1) % (2 * ANCHORS - 2) * OCTAVE // 2
             planes = torch.from_numpy(pixels.astype(np.int32)).permute(2, 0, 1)
             shape = PlaneShape(3, planes.shape[1], planes.shape[2], 8)
             latents = latents_of(planes, shape, self.autoencoder)
             hyper = self.hyper_gains.quantise(self.hyperlatents(latents[None])[0], position)
-            tables = self.tables(hyper, position, latent_size(shape))
-            symbols = self.autoencoder.gains.quantise(latents, position)
-            gaussian.count(counts, tables.numpy(), symbols.numpy())
-        return counts
+            yield hyper, self.autoencoder.gains.quantise(latents, position), position
 
     def start_from(self, shipped: dict[str, Tensor]) -> None:
-        rest = {name: tensor for name, tensor in shipped.items() if not name.startswith("hyper_synthesis.")}
-        self.load_state_dict(rest, strict=False)
+        convolutions = integer.shipped(self)
+        self.load_state_dict({k: v for k, v in shipped.items() if k not in convolutions}, strict=False)
         integer.start_from(self, shipped)
 
 
@@ -231,7 +254,7 @@ class HyperpriorCodec:
     def decompress(self, streams: Streams, shape: PlaneShape, view: View) -> Tensor:
         position, data = gain.read_position(streams["hyperlatents"])
         size = latent_size(shape)
-        hyper_size = -(-size[0] // _STRIDE), -(-size[1] // _STRIDE)
+        hyper_size = -(-size[0] // STRIDE), -(-size[1] // STRIDE)
         hyper = factorized_prior.decode(Decoder(data), hyper_size, self.hyper_family(position))
         tables = self.networks.tables(torch.from_numpy(hyper).to(self.device), position, size).cpu().numpy()
         decoder, symbols = Decoder(streams["latents"], incomplete=view.truncated), np.zeros_like(tables)
@@ -243,4 +266,4 @@ class HyperpriorCodec:
             if not view.truncated:
                 raise
         latents = self.autoencoder.gains.dequantise(torch.from_numpy(symbols).to(self.device), position)
-        return view.of(planes_of(latents, shape, self.autoencoder), shape)
+        return view.of(planes_of(latents, shape, self.autoencoder.synthesise), shape)
