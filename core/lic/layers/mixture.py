@@ -58,8 +58,8 @@ def first_parameters(channels: int) -> Tensor:
 
 
 def mixture_bits(symbols: Tensor, log2_scale: Tensor, parameters: Tensor) -> Tensor:
-    """Bits of integers: symbols and log2_scale (N, C, H, W), parameters (N, PARAMETERS * C, H, W) as a network gives
-    them: logarithms of weights, means, logarithms of scales, each component after component."""
+    """Bits of symbols, integers or with uniform noise added, (N, C, H, W), as is log2_scale. parameters (N, PARAMETERS
+    * C, H, W) are a network's: logarithms of weights, means, logarithms of scales, component after component."""
     weights, means, widths = parameters.unflatten(1, (3, COMPONENTS, -1)).unbind(1)
     base = at_least_narrowest(log2_scale.clamp(max=WIDEST))
     inverse = torch.exp2(-at_least_narrowest(log2_scale[:, None] + widths))

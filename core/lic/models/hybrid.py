@@ -15,8 +15,8 @@ What differs: transforms, gain units and hyperlatents are those of `hyperprior`,
 h_s says of scales is the unit of the mixtures. Where the paper decodes latent after latent, here all of a pass are
 decoded at once, at every second position of every second row. The first 192 channels, whose positions are 16 pixels
 apart, are the coarse grid; the others, which come folded, unfold into 144 channels 8 pixels apart, the fine grid. The
-enhancement works on the picture folded 2x2; the paper's is GRDN. The rate is that of rounded latents in training, too:
-local context is made of them. What is new learns faster than what `hyperprior` brings.
+enhancement works on the picture folded 2x2; the paper's is GRDN. Noise stands for quantisation in the rate alone: local
+context and synthesis get rounded latents in training, too. What is new learns faster than what `hyperprior` brings.
 
 Everything that chooses a mixture works in integers (lic.layers.integer, lic.layers.mixture) on what both sides decode.
 """
@@ -201,18 +201,26 @@ class Networks(hyperprior.Networks):
         size = latents.shape[2:]
         trunk = self.hyper_synthesis.features(inputs)
         log2_scales = self.log2_scales(self.hyper_synthesis.out(trunk), position, size)
-        symbols = gain.rounded(latents * gains.before(position))
-        bits = self.mixture_bits(trunk[..., : size[0], : size[1]], log2_scales, symbols, position)
-        decoded = self.autoencoder.synthesise(symbols * gains.after(position))
+        scaled = latents * gains.before(position)
+        rounded = gain.rounded(scaled)
+        symbols = gain.noisy(scaled, generator) if self.training else rounded
+        trunk = trunk[..., : size[0], : size[1]]
+        bits = self.mixture_bits(symbols, rounded, trunk, log2_scales, position)
+        decoded = self.autoencoder.synthesise(rounded * gains.after(position))
         enhanced = self.enhancement(decoded, position)
         losses = gain.losses(bits + hyper_bits, pixels, enhanced, position)
         plain = gain.losses(bits + hyper_bits, pixels, decoded.detach(), position)
         return losses | {"gain_db": losses["psnr"] - plain["psnr"]}
 
-    def mixture_bits(self, trunk: Tensor, log2_scales: Tensor, symbols: Tensor, position: Tensor) -> Tensor:
-        """In training: the bits (N,) of symbols (N, LATENTS, h, w), all passes at once."""
+    def mixture_bits(
+        self, symbols: Tensor, rounded: Tensor, trunk: Tensor, log2_scales: Tensor, position: Tensor
+    ) -> Tensor:
+        """In training: the bits (N,) of symbols (N, LATENTS, h, w), with noise or without, all passes at once.
+
+        rounded is what local context is made of.
+        """
         with torch.no_grad():
-            relative = symbols * torch.exp2(_KNOWN.exponent - log2_scales.clamp(NARROWEST, WIDEST))
+            relative = rounded * torch.exp2(_KNOWN.exponent - log2_scales.clamp(NARROWEST, WIDEST))
             known = to_grids(relative.round().clamp(-63, 63))
             integer_position = (position * OCTAVE).round().long()
         bits = torch.zeros_like(position)
