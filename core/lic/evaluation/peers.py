@@ -131,6 +131,7 @@ def model_peers(specification: str) -> list[Peer]:
         peers.append(Peer(specification, label, grid=grid, quick=True, **common))
     if card.lossless:
         grid = ({"lossless": True, "model": model, **fixed},)
+        common["model"] = card.lossless_by or model
         peers.append(Peer(f"{specification}-lossless", f"{label} lossless", grid=grid, lossless=True, **common))
     return peers
 
@@ -142,8 +143,20 @@ def _model_versions(model: str) -> dict[str, str | None]:
     from lic import registry
 
     package = Path(lic.__file__).parent
-    files = {*package.glob("*.py"), *package.glob("layers/*.py"), *package.glob("models/*.py")}
-    files.add(Path(inspect.getfile(registry.model_class(model))))
+    files = set(package.glob("*.py")) | _imported(Path(inspect.getfile(registry.model_class(model))), package)
     code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files)))
     weights = registry.load(model, torch.device("cpu")).weights
     return {"lic": lic.__version__, "torch": torch.__version__, "code": code.hexdigest()[:16], "weights": weights}
+
+
+def _imported(file: Path, package: Path) -> set[Path]:
+    """A file, and what it imports from the package, directly or not."""
+    found, left = set(), [file]
+    while left:
+        found.add(file := left.pop())
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == package.name:
+                at = package.parent.joinpath(*node.module.split("."))
+                modules = [at.with_suffix(".py"), *(at / f"{alias.name}.py" for alias in node.names)]
+                left += [module for module in modules if module.exists() and module not in found]
+    return found
