@@ -2,11 +2,13 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import lic
 from lic import cli
 from lic.evaluation import bench, metrics, peers
 from lic.evaluation.bjontegaard import bd_rate
@@ -43,6 +45,13 @@ def test_metrics_of_equal_and_of_different_pictures():
         if metric.version():
             equal, different = (metric.axis(np.float64(metric.function(a, x))) for x in (a, b))
             assert equal > different
+
+
+def test_a_curve_depends_on_what_its_model_imports():
+    package = Path(lic.__file__).parent
+    files = {file.relative_to(package).as_posix() for file in peers._imported(package / "models/wavelet.py", package)}
+    assert {"models/wavelet.py", "layers/lifting.py", "layers/tiles.py", "entropy.py", "codec.py"} <= files
+    assert not any(name in file for file in files for name in ("hyperprior", "gdn", "bench"))
 
 
 @pytest.fixture

@@ -162,6 +162,19 @@ def test_crops_have_the_side_asked_for_whatever_the_picture_s():
     assert any((crop[0] == crop[1]).all() for crop in data.crops(PICTURES.training, np.random.default_rng(0), 200, 8))
 
 
+def test_a_model_says_how_many_crops_are_shrunk(tmp_path, monkeypatch):
+    shares = []
+    crops = data.crops
+    monkeypatch.setattr(data, "crops", lambda *a: shares.append(a[4]) or crops(*a))
+    toy = Toy()
+    toy.shrunk = 1.0
+    loop.train(toy, PICTURES, tmp_path, options(steps=2), CPU)
+    assert shares == [1.0, 1.0]
+    grain = [np.random.default_rng(9).integers(0, 256, (128, 128, 3), np.uint8)]
+    sharp, soft = (crops(grain, np.random.default_rng(0), 20, 16, share).std() for share in (0.0, 1.0))
+    assert soft < 0.8 * sharp
+
+
 def test_the_command_trains_exports_and_starts_from_weights(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("lic.training.launch.CALIBRATION_PICTURES", 1)
     exported = tmp_path / "wavelet.safetensors"
