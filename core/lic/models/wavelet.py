@@ -95,7 +95,7 @@ class PostFilter(nn.Module):
 class Networks(nn.Module):
     """Prior, reconstruction points and post-filter, and how they are trained together (lic.training.loop.Trainable)."""
 
-    shrunk = 0.5
+    grainy = False
     points: Tensor
 
     def __init__(self, conv: type[Convolution]):
