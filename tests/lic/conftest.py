@@ -17,6 +17,17 @@ def natural(height: int, width: int, channels: int, dtype: type = np.uint8, seed
     return pixels[..., 0] if channels == 1 else pixels
 
 
+def screenshot(channels: int, dtype: type = np.uint8) -> np.ndarray:
+    """Areas of one colour, and what looks like text: (H, W, C)."""
+    rng = np.random.default_rng(0)
+    letters = rng.integers(0, 2, (7, 9, 6, channels)) * 200 + 17
+    pixels = np.full((120, 160, channels), 240)
+    for row in range(10, 110, 14):
+        for column in range(10, 150, 8):
+            pixels[row : row + 9, column : column + 6] = letters[rng.integers(7)]
+    return pixels.astype(dtype) * (257 if dtype == np.uint16 else 1)
+
+
 @pytest.fixture(scope="session")
 def photo() -> np.ndarray:
     return natural(96, 128, 3)

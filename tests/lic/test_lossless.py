@@ -12,7 +12,7 @@ from PIL import Image
 
 import lic
 from lic.layers import reversible
-from tests.lic.conftest import natural
+from tests.lic.conftest import natural, screenshot
 
 
 @settings(deadline=None, max_examples=60)
@@ -29,17 +29,6 @@ def test_the_transforms_lose_nothing_and_keep_their_range(height, width, levels,
             low = reversible.synthesise(low, bands[level - 1], *sizes[level - 1])
         assert torch.equal(low, planes)
         assert torch.equal(reversible.from_ycocg(low), x)
-
-
-def screenshot(channels: int, dtype: type = np.uint8) -> np.ndarray:
-    """Areas of one colour, and what looks like text: (H, W, C)."""
-    rng = np.random.default_rng(0)
-    letters = rng.integers(0, 2, (7, 9, 6, channels)) * 200 + 17
-    pixels = np.full((120, 160, channels), 240)
-    for row in range(10, 110, 14):
-        for column in range(10, 150, 8):
-            pixels[row : row + 9, column : column + 6] = letters[rng.integers(7)]
-    return pixels.astype(dtype) * (257 if dtype == np.uint16 else 1)
 
 
 def kinds() -> dict[str, np.ndarray]:
