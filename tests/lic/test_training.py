@@ -162,21 +162,17 @@ def test_crops_have_the_side_asked_for_whatever_the_picture_s():
     assert any((crop[0] == crop[1]).all() for crop in data.crops(PICTURES.training, np.random.default_rng(0), 200, 8))
 
 
-def test_a_model_says_which_crops_it_wants(tmp_path, monkeypatch):
-    kinds = []
+def test_a_model_says_how_many_crops_are_shrunk(tmp_path, monkeypatch):
+    shares = []
     crops = data.crops
-    monkeypatch.setattr(data, "crops", lambda *a: kinds.append(a[4]) or crops(*a))
+    monkeypatch.setattr(data, "crops", lambda *a: shares.append(a[4]) or crops(*a))
     toy = Toy()
-    toy.grainy = True
+    toy.shrunk = 1.0
     loop.train(toy, PICTURES, tmp_path, options(steps=2), CPU)
-    assert kinds == [True, True]
-
-
-def test_grainy_crops_have_noise():
-    flat = [np.full((64, 64, 3), 128, np.uint8)]
-    plain, grainy = (data.crops(flat, np.random.default_rng(0), 20, 32, grainy) for grainy in (False, True))
-    assert plain.unique().tolist() == [128]
-    assert 0.5 < grainy.std() < 3
+    assert shares == [1.0, 1.0]
+    grain = [np.random.default_rng(9).integers(0, 256, (128, 128, 3), np.uint8)]
+    sharp, soft = (crops(grain, np.random.default_rng(0), 20, 16, share).std() for share in (0.0, 1.0))
+    assert soft < 0.8 * sharp
 
 
 def test_the_command_trains_exports_and_starts_from_weights(folder, tmp_path, monkeypatch, capsys):

@@ -36,7 +36,7 @@ from lic.layers.factorized_prior import FactorizedPrior
 class Networks(nn.Module):
     """A lic.training.loop.Trainable."""
 
-    grainy = False
+    shrunk = 0.5
 
     def __init__(self) -> None:
         super().__init__()

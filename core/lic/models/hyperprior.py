@@ -106,7 +106,7 @@ class HyperSynthesis(nn.Module):
 class Networks(nn.Module):
     """A lic.training.loop.Trainable where conv is TrainableConv2d."""
 
-    grainy = False
+    shrunk = 0.5
 
     def __init__(self, conv: type[Convolution]):
         super().__init__()

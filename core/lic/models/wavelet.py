@@ -95,7 +95,7 @@ class PostFilter(nn.Module):
 class Networks(nn.Module):
     """Prior, reconstruction points and post-filter, and how they are trained together (lic.training.loop.Trainable)."""
 
-    grainy = False
+    shrunk = 0.5
     points: Tensor
 
     def __init__(self, conv: type[Convolution]):

@@ -48,7 +48,7 @@ _LIMIT = 2**20  # of what synthesis makes: no picture reaches it, nor do 32 bits
 class Networks(nn.Module):
     """The prior (a lic.training.loop.Trainable where conv is TrainableConv2d)."""
 
-    grainy = True  # what an earlier compression left in a picture is not there in those that people keep losslessly
+    shrunk = 1.0  # what an earlier compression left in a picture is not there in those that people keep losslessly
 
     def __init__(self, conv: type[Convolution]):
         super().__init__()

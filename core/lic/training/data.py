@@ -22,7 +22,6 @@ VALIDATION = 16  # every sixteenth picture is held back
 PACK_BYTES = 40_000_000
 _PACK_SIDE = 512
 _GREY = 0.04  # of the crops
-_NOISE = 2.5  # the largest standard deviation, in pixel values
 
 
 @dataclass(frozen=True)
@@ -93,39 +92,22 @@ def _crop(picture: Pixels, rng: np.random.Generator, side: int) -> Pixels:
     return picture[y : y + side, x : x + side]
 
 
-def crops(
-    pictures: list[Pixels], rng: np.random.Generator, count: int, side: int, grainy: bool = False
-) -> torch.Tensor:
-    """Random crops, turned, mirrored, half of them shrunk, a few grey: (count, 3, side, side) float32, 0..255.
+def crops(pictures: list[Pixels], rng: np.random.Generator, count: int, side: int, shrunk: float = 0.5) -> torch.Tensor:
+    """Random crops, turned, mirrored, a share of them shrunk, a few grey: (count, 3, side, side) float32, 0..255.
 
     A picture is drawn with the square root of its pixels (at most 800 000) as weight. Shrinking, 1.2 to 2.4 times where
-    the picture is large enough, takes away what an earlier compression left. grainy: as cameras make them, soft or
-    sharp, and with noise: all crops get some, then are scaled, from enlarged 1.7 times to shrunk 2.4 times.
+    the picture is large enough, takes away what an earlier compression left.
     """
     weights = np.array([min(p.size / 3, 8e5) ** 0.5 for p in pictures])
     out = []
     for i in rng.choice(len(pictures), count, p=weights / weights.sum()):
         largest = min(pictures[i].shape[:2]) / side
-        shrink = 1.0
-        if grainy:
-            shrink = min(np.exp(rng.uniform(np.log(0.6), np.log(2.4))), largest)
-        elif rng.random() < 0.5:
-            shrink = min(rng.uniform(1.2, 2.4), largest)
-        crop = _crop(pictures[i], rng, round(side * shrink))
-        if grainy:
-            crop = _with_noise(crop, rng)
-        if shrink != 1:
+        shrink = min(rng.uniform(1.2, 2.4), largest) if rng.random() < shrunk else 1.0
+        crop = _crop(pictures[i], rng, int(side * shrink))
+        if shrink > 1:
             crop = np.asarray(Image.fromarray(crop).resize((side, side), Image.Resampling.LANCZOS))
         crop = np.rot90(crop, int(rng.integers(4)))
         if rng.random() < _GREY:
             crop = crop[..., 1:2].repeat(3, 2)
         out.append(crop[:, ::-1] if rng.random() < 0.5 else crop)
     return torch.from_numpy(np.stack(out)).permute(0, 3, 1, 2).float()
-
-
-def _with_noise(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Normal noise of a random strength, and of another that is the same in all channels."""
-    own, common = rng.uniform(0, _NOISE, 2)
-    height, width, _ = pixels.shape
-    noise = rng.normal(0, own, pixels.shape) + rng.normal(0, common, (height, width, 1))
-    return (pixels + noise).round().clip(0, 255).astype(np.uint8)

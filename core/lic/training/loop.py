@@ -26,9 +26,9 @@ from lic.training import data
 
 
 class Trainable(nn.Module):
-    """What a model's networks offer to training. grainy: the kind of crops, see `data.crops`."""
+    """What a model's networks offer to training. shrunk: the share of the crops that are to be scaled down."""
 
-    grainy = False
+    shrunk = 0.5
 
     def forward(self, pixels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """pixels (N, 3, H, W) float32, 0..255 -> `loss`, what to optimise, and whatever else is worth reading."""
@@ -133,7 +133,7 @@ class Run:
                 self.average[name].lerp_(value, 1 - keep)
 
     def crops(self, pictures: list[data.Pixels], rng: np.random.Generator, count: int) -> Tensor:
-        return data.crops(pictures, rng, count, self.options.side, self.networks.grainy).to(self.device)
+        return data.crops(pictures, rng, count, self.options.side, self.networks.shrunk).to(self.device)
 
     @torch.no_grad()
     def validate(self, pictures: list[data.Pixels]) -> dict[str, float]:
