@@ -46,6 +46,9 @@ def kinds() -> dict[str, np.ndarray]:
         "noise of 16 bits": rng.integers(0, 65536, (50, 47, 3), np.uint16),
         "extremes of 16 bits": (rng.integers(0, 2, (50, 47, 3)) * 65535).astype(np.uint16),
         "two colours": rng.integers(0, 2, (64, 64, 1), np.uint8).repeat(3, 2) * 200 + 13,
+        "text": screenshot(1)[..., 0] // 128 * 255,
+        "three colours": screenshot(3) // 100 * 100,
+        "sixteen colours of 16 bits": (np.arange(97) // 6 * 4000).astype(np.uint16)[:, None].repeat(41, 1),
         "black": np.zeros((100, 80, 3), np.uint8),
         "one pixel": np.array([[[255, 0, 7]]], np.uint8),
         "a row": natural(1, 300, 3),
@@ -132,9 +135,12 @@ def test_damage_is_an_error_or_a_picture(monkeypatch):
     from lic.codec import Settings
 
     stream = codec.compress(planes, shape, Settings(75, True, 5))["coefficients"]
+    text = torch.from_numpy(screenshot(3)[:40, :50].astype(np.int32) // 100).permute(2, 0, 1)
+    packed = codec.compress(text, shape, Settings(75, True, 5))["coefficients"]
+    assert packed[0] == 11
     rng = np.random.default_rng(0)
-    for _ in range(60):
-        damaged = bytearray(stream)
+    for i in range(100):
+        damaged = bytearray((stream, packed)[i % 2])
         for at in rng.integers(0, min(len(damaged), 400), 3):
             damaged[at] = rng.integers(256)
         try:

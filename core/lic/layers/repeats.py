@@ -7,6 +7,7 @@ each byte, one of its predictors may be subtracted.
 from __future__ import annotations
 
 import lzma
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,11 @@ PREDICTORS: tuple[int | None, ...] = (
     1,
     0,
 )  # nothing; the pixel to the left; the one above: axes of (H, W, bytes)
+PALETTE = len(PREDICTORS)  # in the place of a predictor's number
+METHODS = PALETTE + 1
+_COLOURS = 16
 _SHARE = 0.3
-_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 3, "lp": 0, "pb": 0, "dict_size": 2**24}]
+_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 3, "lp": 0, "pb": 0, "dict_size": 2**24}]
 
 
 def likely(planes: NDArray[np.int32]) -> bool:
@@ -31,29 +35,40 @@ def likely(planes: NDArray[np.int32]) -> bool:
 
 
 def encode(planes: NDArray[np.int32], shape: PlaneShape) -> tuple[int, bytes]:
-    """Planes (C, H, W) -> the number of the predictor that suits them best, and the coded bytes."""
+    """Planes (C, H, W) -> the number of the predictor that suits them best, or PALETTE, and the coded bytes."""
     samples = _less_green(planes, 1) & 2**shape.bit_depth - 1
     pixels = np.ascontiguousarray(samples.transpose(1, 2, 0).astype("<u2" if shape.bit_depth == 16 else "u1"))
     raw = pixels.view(np.uint8).reshape(shape.height, shape.width, -1)
     candidates = []
     for number, axis in enumerate(PREDICTORS):
         residuals = raw if axis is None else np.diff(raw, axis=axis, prepend=np.uint8(0))
-        candidates.append((number, lzma.compress(residuals.tobytes(), lzma.FORMAT_RAW, filters=_FILTERS)))
+        candidates.append((number, _compress(residuals)))
+    keys = sum(plane.astype(np.int64) << 16 * i for i, plane in enumerate(planes))
+    colours, numbers = np.unique(keys, return_inverse=True)
+    if len(colours) <= _COLOURS:
+        listed = b"".join((colours >> 16 * i & 65535).astype("<u2").tobytes() for i in range(shape.channels))
+        packed = _pack(numbers.reshape(shape.height, shape.width), _bits(len(colours)))
+        candidates.append((PALETTE, bytes([len(colours) - 1]) + listed + _compress(packed)))
     return min(candidates, key=lambda candidate: len(candidate[1]))
 
 
-def decode(predictor: int, data: bytes, shape: PlaneShape) -> NDArray[np.int32]:
+def decode(method: int, data: bytes, shape: PlaneShape) -> NDArray[np.int32]:
     """The inverse. Raises FormatError."""
+    if method == PALETTE:
+        count = data[0] + 1 if data else 0
+        end = 1 + 2 * count * shape.channels
+        if not 0 < count <= _COLOURS or len(data) < end:
+            raise FormatError("the list of colours is damaged")
+        listed = np.frombuffer(data[1:end], "<u2").astype(np.int32)
+        bits = _bits(count)
+        packed = _decompress(data[end:], (shape.height, -(-shape.width * bits // 8)))
+        numbers = _unpack(packed, bits, shape.width)
+        if numbers.max() >= count:
+            raise FormatError("a pixel's colour is not in the list")
+        return listed.reshape(shape.channels, count)[:, numbers] & 2**shape.bit_depth - 1
     bytes_a_pixel = shape.channels * shape.bit_depth // 8
-    size = shape.height * shape.width * bytes_a_pixel
-    try:
-        raw = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_FILTERS).decompress(data, size)
-    except (lzma.LZMAError, EOFError) as error:
-        raise FormatError("the coded pixels are damaged") from error
-    if len(raw) != size:
-        raise FormatError("the coded pixels are damaged: there are too few")
-    pixels = np.frombuffer(raw, np.uint8).reshape(shape.height, shape.width, bytes_a_pixel)
-    axis = PREDICTORS[predictor]
+    pixels = _decompress(data, (shape.height, shape.width, bytes_a_pixel))
+    axis = PREDICTORS[method]
     if axis is not None:
         pixels = np.cumsum(pixels, axis, np.uint8)
     samples = np.ascontiguousarray(pixels).view("<u2" if shape.bit_depth == 16 else "u1").astype(np.int32)
@@ -65,3 +80,33 @@ def _less_green(planes: NDArray[np.int32], times: int) -> NDArray[np.int32]:
         return planes
     green = planes[1:2]
     return np.concatenate([planes[:1] - times * green, green, planes[2:] - times * green])
+
+
+def _bits(colours: int) -> int:
+    return 1 if colours <= 2 else 2 if colours <= 4 else 4
+
+
+def _pack(numbers: NDArray[np.integer], bits: int) -> NDArray[np.uint8]:
+    """(H, W) of 0..2**bits - 1 -> rows of bytes, the first pixel in the highest bits."""
+    digits = numbers[..., None] >> np.arange(bits)[::-1] & 1
+    return np.packbits(digits.astype(np.uint8).reshape(len(numbers), -1), 1)
+
+
+def _unpack(rows: NDArray[np.uint8], bits: int, width: int) -> NDArray[np.int64]:
+    digits = np.unpackbits(rows, 1, width * bits).reshape(len(rows), width, bits)
+    return digits @ (1 << np.arange(bits)[::-1])
+
+
+def _compress(raw: NDArray[np.uint8]) -> bytes:
+    return lzma.compress(raw.tobytes(), lzma.FORMAT_RAW, filters=_FILTERS)
+
+
+def _decompress(data: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    size = math.prod(shape)
+    try:
+        raw = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_FILTERS).decompress(data, size)
+    except (lzma.LZMAError, EOFError) as error:
+        raise FormatError("the coded pixels are damaged") from error
+    if len(raw) != size:
+        raise FormatError("the coded pixels are damaged: there are too few")
+    return np.frombuffer(raw, np.uint8).reshape(shape)

@@ -145,8 +145,8 @@ class WaveletLosslessCodec:
         samples = planes.cpu().numpy()
         candidates = [self._coefficients(samples, shape)]
         if repeats.likely(samples):
-            predictor, coded = repeats.encode(samples, shape)
-            candidates.append(bytes([_REPEATS + predictor]) + coded)
+            method, coded = repeats.encode(samples, shape)
+            candidates.append(bytes([_REPEATS + method]) + coded)
         return {"coefficients": min(candidates, key=len)}
 
     def _coefficients(self, planes: np.ndarray, shape: PlaneShape) -> bytes:
@@ -174,7 +174,7 @@ class WaveletLosslessCodec:
     def decompress(self, streams: Streams, shape: PlaneShape, view: View) -> Tensor:
         reader = Reader(file := io.BytesIO(streams["coefficients"]))
         shift = reader.take(1)[0]
-        if 0 <= shift - _REPEATS < len(repeats.PREDICTORS):
+        if 0 <= shift - _REPEATS < repeats.METHODS:
             decoded = repeats.decode(shift - _REPEATS, file.read(), shape)
             return view.of(torch.from_numpy(decoded), shape)
         if shift > FRACTION:
@@ -206,7 +206,7 @@ class WaveletLosslessCodec:
         return torch.from_numpy(values).to(self.device)[numbers]
 
 
-_REPEATS = 8  # what the first byte is, and the predictor's number, where lic.layers.repeats coded the picture
+_REPEATS = 8  # what the first byte is, and the method's number, where lic.layers.repeats coded the picture
 _TYPICAL = 8  # a mean absolute value of coefficients that the prior knows well
 _LONGEST_LIST = 2**18  # bytes
 
