@@ -160,7 +160,7 @@ def _info(args: argparse.Namespace) -> int:
 def _models(args: argparse.Namespace) -> int:
     for name, card in lic.models().items():
         kinds = [kind for kind in ("lossy", "lossless") if getattr(card, kind)]
-        print(f"{name:12} {', '.join(kinds):16} {card.purpose} ({card.paper})")
+        print(f"{name:17} {', '.join(kinds):16} {card.purpose} ({card.paper})")
     return 0
 
 
