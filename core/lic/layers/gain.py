@@ -26,8 +26,8 @@ OCTAVE = 256
 LAST = (ANCHORS - 1) * OCTAVE  # the largest position
 
 RATIO_UNIT = 1024
-_FRACTION_BITS = 20
-_POWERS = np.array([round(2 ** (i / OCTAVE + _FRACTION_BITS)) for i in range(OCTAVE)], np.int64)
+POWER_BITS = 20  # fractional bits of powers of two
+POWERS = np.array([round(2 ** (i / OCTAVE + POWER_BITS)) for i in range(OCTAVE)], np.int64)
 
 
 def quality_position(quality: float) -> int:
@@ -128,7 +128,7 @@ class Gains(nn.Module):
     def integer_ratios(self, position: int) -> NDArray[np.int64]:
         """The steps in finest steps, (C,), in 1 / RATIO_UNIT; likewise."""
         logarithms = self.integer_log2_ratios(position).clip(-8 * OCTAVE, 16 * OCTAVE)
-        return (_POWERS[logarithms % OCTAVE] * RATIO_UNIT << (logarithms // OCTAVE + 8)) >> (_FRACTION_BITS + 8)
+        return (POWERS[logarithms % OCTAVE] * RATIO_UNIT << (logarithms // OCTAVE + 8)) >> (POWER_BITS + 8)
 
 
 class PairedGains(Gains):

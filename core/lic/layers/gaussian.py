@@ -72,9 +72,10 @@ def gaussian_frequencies() -> NDArray[np.int64]:
     return np.stack([integer_frequencies(row) for row in probabilities])
 
 
-def count(counts: NDArray[np.float64], index: NDArray[np.int32], symbols: NDArray[np.int32]) -> None:
-    """Count symbols by table into counts, shaped as `gaussian_frequencies`."""
-    entries = np.where(np.abs(symbols) > REACH, 0, symbols + REACH + 1)
+def count(counts: NDArray[np.float64], index: NDArray[np.integer], symbols: NDArray[np.integer]) -> None:
+    """Count symbols by table into counts (tables, 2 * reach + 2): of the escape, and of -reach..reach."""
+    reach = counts.shape[1] // 2 - 1
+    entries = np.where(np.abs(symbols) > reach, 0, symbols + reach + 1)
     np.add.at(counts, (index, entries), 1)
 
 

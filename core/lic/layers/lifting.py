@@ -37,6 +37,22 @@ def every_second(x: Tensor, dim: int, first: int) -> Tensor:
     return x[..., first::2] if dim == 3 else x[..., first::2, :]
 
 
+def interleave(even: Tensor, odd: Tensor, dim: int) -> Tensor:
+    """The inverse of `every_second`."""
+    shape = list(even.shape)
+    shape[dim] += odd.shape[dim]
+    out = even.new_empty(shape)
+    every_second(out, dim, 0).copy_(even)
+    every_second(out, dim, 1).copy_(odd)
+    return out
+
+
+def join(low: Tensor, *bands: Tensor) -> Tensor:
+    """HL, LH, HH, each (N, C, h, w) -> (N, 3C, h, w) of the low band's sides, zero where a band is shorter."""
+    h, w = low.shape[2:]
+    return torch.cat([F.pad(b, (0, w - b.shape[3], 0, h - b.shape[2])) for b in bands], 1)
+
+
 def _split(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     even, odd = every_second(x, dim, 0), every_second(x, dim, 1)
     m, n = even.shape[dim], odd.shape[dim]
@@ -58,12 +74,7 @@ def _merge(even: Tensor, odd: Tensor, dim: int) -> Tensor:
     odd = odd - _scaled(around_odd(even, n, dim), c)
     even = even - _scaled(around_even(odd, m, dim), b)
     odd = odd - _scaled(around_odd(even, n, dim), a)
-    shape = list(even.shape)
-    shape[dim] = m + n
-    out = even.new_empty(shape)
-    every_second(out, dim, 0).copy_(even)
-    every_second(out, dim, 1).copy_(odd)
-    return out
+    return interleave(even, odd, dim)
 
 
 def _scaled(x: Tensor, factor: int) -> Tensor:
@@ -81,8 +92,7 @@ def analyse(x: Tensor, levels: int) -> tuple[Tensor, list[Tensor]]:
         low, high = _split(x, 3)
         (x, lh), (hl, hh) = _split(low, 2), _split(high, 2)
         x, hh = x * (2**_BITS / _INVERSE_K2), hh * (2**_BITS / _K2)
-        h, w = x.shape[2:]
-        bands.append(torch.cat([F.pad(b, (0, w - b.shape[3], 0, h - b.shape[2])) for b in (hl, lh, hh)], 1))
+        bands.append(join(x, hl, lh, hh))
     return x, bands
 
 

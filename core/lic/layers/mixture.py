@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lic.entropy import PRECISION, Decoder, Encoder, Table, integer_frequencies
-from lic.layers.gain import OCTAVE
+from lic.layers import gaussian
+from lic.layers.gain import OCTAVE, POWER_BITS, POWERS
 from lic.layers.gaussian import NARROWEST, at_least_narrowest
 
 COMPONENTS = 3
@@ -38,9 +39,8 @@ _SHIFTS = 0, 2, 4, 7
 _DIGITS = 16  # what the first digit can be, beside an escape
 _ROWS = 8192  # latents that frequencies are computed for at once
 
-_UNIT_BITS, _POWER_BITS = 6, 20  # fractional bits of means, in steps, and of powers of two
+_UNIT_BITS = 6  # fractional bits of means, in steps
 _OCTAVE_BITS = OCTAVE.bit_length() - 1
-_POWERS = np.array([round(2 ** (i / OCTAVE + _POWER_BITS)) for i in range(OCTAVE)], np.int64)
 _WEIGHTS = np.array([round(2 ** (10 - i / OCTAVE)) for i in range(12 * OCTAVE)], np.int64)
 _FAR = 16  # scales away from a mean, where cumulatives end
 _KNOT_BITS, _LENGTH_BITS = 6, 11  # fractional bits of distances, in scales: of the knots, and in all
@@ -86,16 +86,16 @@ def cumulative(knots: Tensor) -> NDArray[np.int64]:
 
 
 def _power(logarithm: NDArray[np.int64]) -> NDArray[np.int64]:
-    """2**(logarithm / OCTAVE), between 2**-12 and 2**12, in 2**-_POWER_BITS."""
-    return (_POWERS[logarithm & (OCTAVE - 1)] << ((logarithm >> _OCTAVE_BITS) + 12)) >> 12
+    """2**(logarithm / OCTAVE), between 2**-12 and 2**12, in 2**-POWER_BITS."""
+    return (POWERS[logarithm & (OCTAVE - 1)] << ((logarithm >> _OCTAVE_BITS) + 12)) >> 12
 
 
 def relative(symbols: Tensor, log2_scale: Tensor) -> Tensor:
     """Symbols (any integers) in sixteenths of their scales, whose logarithms are integers in 1 / OCTAVE: int64."""
-    powers = torch.from_numpy(_POWERS).to(symbols.device)
+    powers = torch.from_numpy(POWERS).to(symbols.device)
     logarithm = -log2_scale.long().clamp(_NARROWEST, _WIDEST)
     power = (powers[logarithm & (OCTAVE - 1)] << ((logarithm >> _OCTAVE_BITS) + 12)) >> 12
-    return (symbols * power + (1 << _POWER_BITS - 5)) >> (_POWER_BITS - 4)
+    return (symbols * power + (1 << POWER_BITS - 5)) >> (POWER_BITS - 4)
 
 
 class Mixtures(NamedTuple):
@@ -103,7 +103,7 @@ class Mixtures(NamedTuple):
 
     weights: NDArray[np.int64]  # (COMPONENTS, n)
     means: NDArray[np.int64]  # (COMPONENTS, n), in 2**-_UNIT_BITS steps
-    inverses: NDArray[np.int64]  # (COMPONENTS, n), of the scales, in 2**-_POWER_BITS
+    inverses: NDArray[np.int64]  # (COMPONENTS, n), of the scales, in 2**-POWER_BITS
     cumulative: NDArray[np.int64]  # of a component, as the function of that name gives it
 
     @staticmethod
@@ -115,7 +115,7 @@ class Mixtures(NamedTuple):
         return Mixtures(
             _WEIGHTS[(weights.max(0) - weights).clip(0, len(_WEIGHTS) - 1)],
             means.clip(-64 * OCTAVE, 64 * OCTAVE) * _power(known.clip(_NARROWEST, _WIDEST))
-            >> _OCTAVE_BITS + _POWER_BITS - _UNIT_BITS,
+            >> _OCTAVE_BITS + POWER_BITS - _UNIT_BITS,
             _power(-(known + widths).clip(_NARROWEST, _WIDEST)),
             cumulative,
         )
@@ -130,7 +130,7 @@ class Mixtures(NamedTuple):
         """Of `total`, what lies below each of the integers (n, m)."""
         edges, out = (integers << _UNIT_BITS) - (1 << _UNIT_BITS - 1), np.zeros_like(integers)
         for weights, means, inverses in zip(self.weights, self.means, self.inverses, strict=True):
-            distances = (edges - means[:, None]) * inverses[:, None] >> _UNIT_BITS + _POWER_BITS - _LENGTH_BITS
+            distances = (edges - means[:, None]) * inverses[:, None] >> _UNIT_BITS + POWER_BITS - _LENGTH_BITS
             out += self.cumulative[distances.clip(-_LIMIT, _LIMIT) + _LIMIT] * weights[:, None]
         return out
 
@@ -142,7 +142,7 @@ class Mixtures(NamedTuple):
 
     def by_width(self) -> Iterator[tuple[NDArray[np.intp], NDArray[np.int64], int]]:
         """Which latents have which shift, and the smallest integer that their first digit can stand for."""
-        reach = (4 << _UNIT_BITS + _POWER_BITS) // self.inverses
+        reach = (4 << _UNIT_BITS + POWER_BITS) // self.inverses
         matters = self.weights * 32 > self.weights.max(0)
         low = np.where(matters, self.means - reach, 2**60).min(0) >> _UNIT_BITS
         high = np.where(matters, self.means + reach, -(2**60)).max(0) >> _UNIT_BITS
@@ -203,8 +203,7 @@ def decode(decoder: Decoder, mixtures: Mixtures, family: list[Table]) -> NDArray
 def count(counts: NDArray[np.float64], symbols: NDArray[np.int64], mixtures: Mixtures) -> None:
     """Count the symbols of each table for surely zero latents into counts (SURE, 2 * SURE_REACH + 2)."""
     tables = mixtures.sure_tables()
-    entries = np.where(np.abs(symbols) > SURE_REACH, 0, symbols + SURE_REACH + 1)
-    np.add.at(counts, (tables[tables >= 0], entries[tables >= 0]), 1)
+    gaussian.count(counts, tables[tables >= 0], symbols[tables >= 0])
 
 
 def calibrated(counts: NDArray[np.float64]) -> Tensor:

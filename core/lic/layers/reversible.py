@@ -7,10 +7,9 @@ Tabatabai (ICASSP 1988), rounded as in JPEG 2000 (ISO 15444-1, annex F.3, equati
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from lic.layers.lifting import around_even, around_odd, every_second
+from lic.layers.lifting import around_even, around_odd, every_second, interleave, join
 
 
 def to_ycocg(rgb: Tensor) -> Tensor:
@@ -42,12 +41,7 @@ def _merge(even: Tensor, odd: Tensor, dim: int) -> Tensor:
         return even
     even = even - (around_even(odd, even.shape[dim], dim) + 2 >> 2)
     odd = odd + (around_odd(even, odd.shape[dim], dim) >> 1)
-    shape = list(even.shape)
-    shape[dim] += odd.shape[dim]
-    out = even.new_empty(shape)
-    every_second(out, dim, 0).copy_(even)
-    every_second(out, dim, 1).copy_(odd)
-    return out
+    return interleave(even, odd, dim)
 
 
 def analyse(x: Tensor, levels: int) -> tuple[Tensor, list[Tensor]]:
@@ -56,8 +50,7 @@ def analyse(x: Tensor, levels: int) -> tuple[Tensor, list[Tensor]]:
     for _ in range(levels):
         low, high = _split(x, 3)
         (x, lh), (hl, hh) = _split(low, 2), _split(high, 2)
-        h, w = x.shape[2:]
-        bands.append(torch.cat([F.pad(b, (0, w - b.shape[3], 0, h - b.shape[2])) for b in (hl, lh, hh)], 1))
+        bands.append(join(x, hl, lh, hh))
     return x, bands
 
 

@@ -24,7 +24,6 @@ Everything that chooses a mixture works in integers (lic.layers.integer, lic.lay
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -38,7 +37,7 @@ from lic import weights as weight_files
 from lic.codec import ModelCard, PlaneShape, Settings, Streams, View
 from lic.entropy import Decoder, Encoder, Table
 from lic.errors import FormatError
-from lic.layers import factorized_prior, gain, integer, mixture
+from lic.layers import gain, integer, mixture
 from lic.layers.autoencoder import SPLIT, latent_size, latents_of, planes_of
 from lic.layers.gain import COARSEST, OCTAVE
 from lic.layers.gaussian import NARROWEST
@@ -307,7 +306,7 @@ class Networks(hyperprior.Networks):
         super().start_from(integer.shipped(self) | shipped)
 
 
-class HybridCodec:
+class HybridCodec(hyperprior.HyperpriorCodec):
     """Two streams, as those of `hyperprior`; `latents`: the range coder's bytes, pass after pass.
 
     enhances: whether decoding ends with the quality enhancement. Without it, one sees what it gains.
@@ -322,21 +321,14 @@ class HybridCodec:
         lossless=False,
         streams=("hyperlatents", "latents"),
     )
+    networks: Networks
     enhances = True
 
     def __init__(self, device: torch.device, weights: str | None = None):
         tensors, self.weights = weight_files.load(Path(__file__).parent, self.card.name, weights)
-        cumulatives = tensors.pop("cumulatives").numpy()
         self.cumulative = mixture.cumulative(tensors.pop("knots"))
         self.family = [Table(-mixture.SURE_REACH, row) for row in tensors.pop("tables").numpy()]
-        self.networks = Networks(kernel_for(device))
-        self.networks.load_state_dict(tensors)
-        self.networks.to(device).eval()
-        self.autoencoder, gains = self.networks.autoencoder, self.networks.hyper_gains
-        self.hyper_family = lru_cache(4)(
-            lambda position: factorized_prior.tables(cumulatives, gains.integer_ratios(position))
-        )
-        self.device = device
+        self._load(Networks(kernel_for(device)), tensors, device)
 
     @staticmethod
     def trainable() -> Networks:
@@ -345,9 +337,8 @@ class HybridCodec:
     def compress(self, planes: Tensor, shape: PlaneShape, settings: Settings) -> Streams:
         position = gain.quality_position(settings.quality)
         latents = latents_of(planes.to(self.device), shape, self.autoencoder)
-        hyper = self.networks.hyper_gains.quantise(self.networks.hyperlatents(latents[None])[0], position)
-        hyper_encoder, encoder = Encoder(), Encoder()
-        factorized_prior.encode(hyper_encoder, hyper.cpu().numpy(), self.hyper_family(position))
+        hyper, hyper_stream = self._write_hyper(latents, position)
+        encoder = Encoder()
         grids = to_grids(self.autoencoder.gains.quantise(latents, position)[None])
 
         def code(place: Place, mixtures: Mixtures) -> NDArray[np.int64]:
@@ -356,13 +347,11 @@ class HybridCodec:
             return symbols
 
         self.networks.walk(hyper, position, latent_size(shape), self.cumulative, code)
-        return {"hyperlatents": gain.write_position(position, hyper_encoder.bytes()), "latents": encoder.bytes()}
+        return {"hyperlatents": hyper_stream, "latents": encoder.bytes()}
 
     def decompress(self, streams: Streams, shape: PlaneShape, view: View) -> Tensor:
-        position, data = gain.read_position(streams["hyperlatents"])
         size = latent_size(shape)
-        hyper_size = -(-size[0] // hyperprior.STRIDE), -(-size[1] // hyperprior.STRIDE)
-        hyper = factorized_prior.decode(Decoder(data), hyper_size, self.hyper_family(position))
+        hyper, position = self._read_hyper(streams["hyperlatents"], size)
         decoder, ended = Decoder(streams["latents"], incomplete=view.truncated), False
 
         def code(place: Place, mixtures: Mixtures) -> NDArray[np.int64]:
@@ -376,7 +365,7 @@ class HybridCodec:
                     ended = True
             return np.zeros(mixtures.weights.shape[1], np.int64)
 
-        symbols = self.networks.walk(torch.from_numpy(hyper).to(self.device), position, size, self.cumulative, code)
+        symbols = self.networks.walk(hyper, position, size, self.cumulative, code)
         latents = self.autoencoder.gains.dequantise(symbols, position)
         return view.of(planes_of(latents, shape, lambda part: self._pixels(part, position), margin=6), shape)
 

@@ -39,7 +39,7 @@ from lic.layers.gain import ANCHORS, OCTAVE, RATIO_UNIT, Gains
 from lic.layers.integer import Convolution, TrainableConv2d, kernel_for, rectified, signed
 
 HYPERLATENTS, HIDDEN = 64, 80
-STRIDE = 4  # latents a side that a hyperlatent stands for
+_STRIDE = 4  # latents a side that a hyperlatent stands for
 _LOG2_UNIT = 2  # what h_s's outputs are multiplied by: octaves of scale
 _GROUP = 48  # channels that are coded together
 _INPUT, FEATURES = signed(3), rectified(4)
@@ -75,7 +75,7 @@ class HyperAnalysis(nn.Sequential):
 
     def forward(self, latents: Tensor) -> Tensor:
         height, width = latents.shape[2:]
-        padded = F.pad(latents, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
+        padded = F.pad(latents, (0, -width % _STRIDE, 0, -height % _STRIDE), mode="replicate")
         return super().forward(torch.log1p(padded.abs()) - self.usual).float()
 
 
@@ -223,16 +223,14 @@ class HyperpriorCodec:
 
     def __init__(self, device: torch.device, weights: str | None = None):
         tensors, self.weights = weight_files.load(Path(__file__).parent, self.card.name, weights)
-        cumulatives = tensors.pop("cumulatives").numpy()
         self.family = [Table(-gaussian.REACH, row) for row in tensors.pop("tables").numpy()]
-        self.networks = Networks(kernel_for(device))
-        self.networks.load_state_dict(tensors)
-        self.networks.to(device).eval()
-        self.autoencoder, gains = self.networks.autoencoder, self.networks.hyper_gains
-        self.hyper_family = lru_cache(4)(
-            lambda position: factorized_prior.tables(cumulatives, gains.integer_ratios(position))
-        )
-        self.device = device
+        self._load(Networks(kernel_for(device)), tensors, device)
+
+    def _load(self, networks: Networks, tensors: dict[str, Tensor], device: torch.device) -> None:
+        cumulatives, gains = tensors.pop("cumulatives").numpy(), networks.hyper_gains
+        networks.load_state_dict(tensors)
+        self.networks, self.autoencoder, self.device = networks.to(device).eval(), networks.autoencoder, device
+        self.hyper_family = lru_cache(4)(lambda at: factorized_prior.tables(cumulatives, gains.integer_ratios(at)))
 
     @staticmethod
     def trainable() -> Networks:
@@ -241,22 +239,33 @@ class HyperpriorCodec:
     def compress(self, planes: Tensor, shape: PlaneShape, settings: Settings) -> Streams:
         position, size = gain.quality_position(settings.quality), latent_size(shape)
         latents = latents_of(planes.to(self.device), shape, self.autoencoder)
-        hyper = self.networks.hyper_gains.quantise(self.networks.hyperlatents(latents[None])[0], position)
-        hyper_encoder, encoder = Encoder(), Encoder()
-        factorized_prior.encode(hyper_encoder, hyper.cpu().numpy(), self.hyper_family(position))
+        hyper, hyper_stream = self._write_hyper(latents, position)
+        encoder = Encoder()
         tables = self.networks.tables(hyper, position, size).cpu().numpy()
         symbols = self.autoencoder.gains.quantise(latents, position).cpu().numpy()
         for first in range(0, LATENTS, _GROUP):
             group = slice(first, first + _GROUP)
             encoder.encode(symbols[group].ravel(), tables[group].ravel(), self.family)
-        return {"hyperlatents": gain.write_position(position, hyper_encoder.bytes()), "latents": encoder.bytes()}
+        return {"hyperlatents": hyper_stream, "latents": encoder.bytes()}
+
+    def _write_hyper(self, latents: Tensor, position: int) -> tuple[Tensor, bytes]:
+        """The latents' hyperlatents (HYPERLATENTS, h/4, w/4), int32, and their stream."""
+        hyper = self.networks.hyper_gains.quantise(self.networks.hyperlatents(latents[None])[0], position)
+        encoder = Encoder()
+        factorized_prior.encode(encoder, hyper.cpu().numpy(), self.hyper_family(position))
+        return hyper, gain.write_position(position, encoder.bytes())
+
+    def _read_hyper(self, stream: bytes, size: tuple[int, int]) -> tuple[Tensor, int]:
+        """The hyperlatents of latents of that size, and the position."""
+        position, data = gain.read_position(stream)
+        hyper_size = -(-size[0] // _STRIDE), -(-size[1] // _STRIDE)
+        hyper = factorized_prior.decode(Decoder(data), hyper_size, self.hyper_family(position))
+        return torch.from_numpy(hyper).to(self.device), position
 
     def decompress(self, streams: Streams, shape: PlaneShape, view: View) -> Tensor:
-        position, data = gain.read_position(streams["hyperlatents"])
         size = latent_size(shape)
-        hyper_size = -(-size[0] // STRIDE), -(-size[1] // STRIDE)
-        hyper = factorized_prior.decode(Decoder(data), hyper_size, self.hyper_family(position))
-        tables = self.networks.tables(torch.from_numpy(hyper).to(self.device), position, size).cpu().numpy()
+        hyper, position = self._read_hyper(streams["hyperlatents"], size)
+        tables = self.networks.tables(hyper, position, size).cpu().numpy()
         decoder, symbols = Decoder(streams["latents"], incomplete=view.truncated), np.zeros_like(tables)
         try:
             for first in range(0, LATENTS, _GROUP):
