@@ -59,6 +59,27 @@ def losses(bits: Tensor, pixels: Tensor, decoded: Tensor, position: Tensor) -> d
     }
 
 
+def structural_losses(bits: Tensor, pixels: Tensor, decoded: Tensor, position: Tensor) -> dict[str, Tensor]:
+    """As `losses`, for MS-SSIM (Wang, Simoncelli, Bovik, Asilomar 2003) instead of squared error: the cost is bits per
+    pixel + lambda * (1 - MS-SSIM), lambda = 1.2 * 4^position. Crops of 160 pixels and less get a window of less than 11
+    pixels.
+    """
+    from pytorch_msssim import ms_ssim
+
+    window = min(11, (min(pixels.shape[2:]) - 1) // 32 * 2 + 1)  # of pixels; five scales want 16 times as many
+    with torch.autocast(pixels.device.type, enabled=False):
+        values = ms_ssim(pixels, decoded.float(), data_range=255, size_average=False, win_size=window)
+    bits_per_pixel = bits / (pixels.shape[2] * pixels.shape[3])
+    cost = bits_per_pixel + 1.2 * torch.exp2(2 * position) * (1 - values)
+    error = (pixels - decoded.detach().float()).square().mean((1, 2, 3))
+    return {
+        "loss": torch.log(cost + 0.05).mean(),
+        "bits_per_pixel": bits_per_pixel.mean(),
+        "psnr": -10 * torch.log10(error / 255**2).mean(),
+        "ms_ssim_db": -10 * torch.log10(1 - values + 1e-6).mean(),
+    }
+
+
 def noisy(scaled: Tensor, generator: torch.Generator) -> Tensor:
     """Uniform noise for quantisation, as both papers have it: what the rate is computed from in training."""
     return scaled + (torch.rand(scaled.shape, generator=generator) - 0.5).to(scaled.device)
