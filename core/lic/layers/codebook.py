@@ -34,9 +34,9 @@ _BELIEF = 2.0**14  # vectors that a histogram from a weights file counts as much
 
 
 def companded() -> Tensor:
-    """(CENTRES, 1): all integers to 32, then wider and wider apart, to 420."""
+    """(CENTRES, 1): all integers to 38, then wider and wider apart, to 406."""
     numbers = torch.arange(1, CENTRES // 2 + 1).float()
-    positive = torch.maximum(numbers, 32 * (420 / 32) ** ((numbers - 32) / (CENTRES // 2 - 32)))
+    positive = numbers.where(numbers < 38, 38 * torch.exp(numbers / 38 - 1))
     return torch.cat([torch.zeros(1), positive, -positive[:-1]])[:, None]
 
 
