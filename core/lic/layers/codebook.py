@@ -2,12 +2,13 @@
 gives.
 
 A codebook's centres are shared by many *rows*, sequences of vectors with statistics of their own. A vector z belongs to
-centre c_j as far as the softmax of -sharpness * |z - c_j|^2 says (section 3.1; the paper calls the sharpness sigma): to
-all of them a little where it is small, to the nearest alone in the limit. Training raises it step by step (section 3.4).
+centre c_j as far as the softmax of -sharpness * |z - c_j|^2 says (the paper calls the sharpness sigma): to all of them
+a little where it is small, to the nearest alone in the limit. Training raises it step by step. The histogram of a row's
+assignments is its prior, its rate their cross-entropy under it (section 3.2).
 
-The histogram of a row's assignments is its prior, its rate their cross-entropy under it (section 3.3). Beyond the paper,
-the bits that a centre costs count as distance, as in entropy-constrained vector quantisation (Chou, Lookabaugh, Gray,
-1989), and centres and histograms are kept at anchors of position, one an octave, and interpolated between them.
+Beyond the paper, the bits that a centre costs count as distance, as in entropy-constrained vector quantisation (Chou,
+Lookabaugh, Gray, 1989), and centres and histograms are kept at anchors of position (lic.layers.gain), one an octave,
+and interpolated between them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from lic.layers.gain import OCTAVE, POWERS
 
 CENTRES = 256  # of a codebook; the first is nearly zero
 ANCHORS = 5
-LAST = (ANCHORS - 1) * OCTAVE  # the largest position
+LAST = (ANCHORS - 1) * OCTAVE  # the largest position of codebooks
 LAGRANGIAN = 0.1  # squared quantisation steps that a bit is worth
 SPEED = 32  # centres are kept this much smaller: they learn so much faster
 BITS_UNIT = 16  # weights files have bits in 1 / BITS_UNIT
@@ -90,8 +91,8 @@ class Codebook(nn.Module):
         return torch.lerp(logarithms[0], logarithms[1], share).log_softmax(1) * (-1 / math.log(2))
 
     def soft(self, vectors: Tensor, position: Tensor, sharpness: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """A step of training: vectors (rows, n, dimension) -> what they are quantised to, likewise; their bits, (); each
-        one's largest assignment, (rows, n); and how far hard assignment would move it, (rows, n, dimension).
+        """A step of training: vectors (rows, n, dimension) -> what they are quantised to, likewise; their bits, ();
+        each one's largest assignment, (rows, n); and how far hard assignment would move it, (rows, n, dimension).
 
         The histograms of the anchors on both sides follow.
         """

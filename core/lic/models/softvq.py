@@ -10,10 +10,10 @@ in training, to all centres by distance, and hardens from step to step; the rate
 under their histogram; files have the nearest centre's number, coded under that histogram (lic.layers.codebook).
 
 What differs: transforms and gain units as in `factorized` (lic.layers.autoencoder), so that one set of weights serves
-all qualities; a centre's bits count as distance; each row of vectors has a histogram of its own, where the paper has one
-for all; and there are three codebooks, as latents that are large need smaller vectors. The paper's vectors, 2x2
-neighbours in a channel, are there for the chroma of the fine bands; fine luma has 1x2; coarse luma and the lowest chroma,
-tens of steps large, have scalar centres; the rest of the coarse chroma has the four bands of one place.
+all qualities; a centre's bits count as distance; each row of vectors has a histogram of its own, where the paper has
+one for all; and there are three codebooks, as latents that are large need smaller vectors. The paper's vectors, 2x2
+neighbours in a channel, are there for the chroma of the fine bands; fine luma has 1x2; coarse luma and the lowest
+chroma, tens of steps large, have scalar centres; the other coarse chroma has the last split's four bands of one place.
 
 Codebooks end somewhere: what is larger than all centres saturates. So this model's positions end at 4 octaves, at steps
 of 16 pixel values, which takes some 2 bits a pixel.
@@ -42,8 +42,9 @@ _BAND, _LUMA = LATENTS // 4, LATENTS // 12  # latents of the first level's bands
 _SCALARS = [*range(_LUMA), *range(_LUMA, _LUMA + 4), *range(2 * _LUMA, 2 * _LUMA + 4)]
 _PAIRS = [i for i in range(_BAND, LATENTS) if i % _BAND < _LUMA]
 _QUADS = [i for i in range(LATENTS) if i % _BAND >= _LUMA and i not in _SCALARS]
-_GROUPS = (_SCALARS, 1), (_PAIRS, 2), (_QUADS, 4)  # which latents make vectors, and of how many numbers
-ROWS = sum(len(channels) // dimension for channels, dimension in _GROUPS)
+_NAMES = "scalars", "pairs", "quads"
+_GROUPS = (_SCALARS, 1), (_PAIRS, 2), (_QUADS, 4)  # which latents make vectors, of how many numbers
+_ROWS = [len(latents) // dimension for latents, dimension in _GROUPS]
 _PLACES = torch.tensor(_SCALARS + _PAIRS + _QUADS).argsort()  # of the latents among those that vectors hold
 
 _SOFTEST, _HARDEST = 4.0, 24.0  # sharpness, per squared step
@@ -57,10 +58,10 @@ def quality_position(quality: float) -> int:
 
 def _vectors(latents: Tensor) -> list[Tensor]:
     """Latents (LATENTS, h, w) -> vectors (rows, h * w, dimension) for each codebook."""
-    return [latents[channels].reshape(-1, d, latents[0].numel()).transpose(1, 2) for channels, d in _GROUPS]
+    return [latents[numbers].reshape(-1, d, latents[0].numel()).transpose(1, 2) for numbers, d in _GROUPS]
 
 
-def _latents(vectors: list[Tensor], size: tuple[int, int]) -> Tensor:
+def _latents(vectors: list[Tensor], size: tuple[int, ...]) -> Tensor:
     """The inverse."""
     return torch.cat([v.transpose(1, 2).reshape(-1, *size) for v in vectors])[_PLACES.to(vectors[0].device)]
 
@@ -74,10 +75,14 @@ class Networks(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.autoencoder = Autoencoder()
-        centres = codebook.companded(), codebook.first_centres(2, widest=3.5), codebook.first_centres(4, widest=2.5)
-        sizes = [len(channels) // dimension for channels, dimension in _GROUPS]
-        self.codebooks = nn.ModuleList(map(Codebook, sizes, centres))
+        self.scalars = Codebook(_ROWS[0], codebook.companded())
+        self.pairs = Codebook(_ROWS[1], codebook.first_centres(2, widest=3.5))
+        self.quads = Codebook(_ROWS[2], codebook.first_centres(4, widest=2.5))
         self.register_buffer("steps", torch.zeros(()))  # of training
+
+    @property
+    def codebooks(self) -> tuple[Codebook, Codebook, Codebook]:
+        return self.scalars, self.pairs, self.quads
 
     def sharpness(self) -> Tensor:
         """Annealing: exponentially from _SOFTEST to _HARDEST."""
@@ -98,16 +103,15 @@ class Networks(nn.Module):
         values, bits, hardness, gap = (torch.stack(column) for column in zip(*results, strict=True))
         decoded = self.autoencoder.synthesise(values * gains.after(position))
         losses = gain.structural_losses(bits, pixels, decoded, position)
-        return losses | {"hardness": hardness.mean(), "gap": gap.square().mean().sqrt()}
+        return losses | {"hardness": hardness.mean(), "gap": gap.mean().sqrt()}
 
     def soft(self, scaled: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of one picture's latents (LATENTS, h, w) in steps: quantised ones, bits (), hardness () and gap ()."""
-        results = []
-        for book, vectors in zip(self.codebooks, _vectors(scaled), strict=True):
-            results.append(book.soft(vectors, position, self.sharpness()))
+        """Of one picture's latents (LATENTS, h, w) in steps: quantised ones, bits, hardness and squared gap, all ()."""
+        pairs = zip(self.codebooks, _vectors(scaled), strict=True)
+        results = [book.soft(vectors, position, self.sharpness()) for book, vectors in pairs]
         values, bits, largest, moved = zip(*results, strict=True)
-        gap = _latents(list(moved), scaled.shape[1:]).square().mean().sqrt()
         hardness = torch.cat([each.flatten() for each in largest]).mean()
+        gap = torch.cat([each.flatten() for each in moved]).square().mean()
         return _latents(list(values), scaled.shape[1:]), torch.stack(bits).sum(), hardness, gap
 
     def hard(self, scaled: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -117,14 +121,14 @@ class Networks(nn.Module):
         return self.values(symbols, position), bits.sum(), bits.new_ones(()), bits.new_zeros(())
 
     def symbols(self, scaled: Tensor, position: Tensor, lagrangian: float = codebook.LAGRANGIAN) -> Tensor:
-        """Latents (LATENTS, h, w) in steps -> the numbers of centres (ROWS, h, w), int64; position () in octaves."""
+        """Latents (LATENTS, h, w) in steps -> the numbers of centres (rows, h, w), int64; position () in octaves."""
         pairs = zip(self.codebooks, _vectors(scaled), strict=True)
-        return torch.cat([book.nearest(v, position, lagrangian) for book, v in pairs]).view(ROWS, *scaled.shape[1:])
+        return torch.cat([book.nearest(v, position, lagrangian) for book, v in pairs]).view(-1, *scaled.shape[1:])
 
     def values(self, symbols: Tensor, position: Tensor) -> Tensor:
         """The inverse: what the latents are quantised to."""
-        parts = symbols.flatten(1).split([book.counts.shape[1] for book in self.codebooks])
-        vectors = [book.centres_at(position)[part] for book, part in zip(self.codebooks, parts, strict=True)]
+        parts = zip(self.codebooks, symbols.flatten(1).split(_ROWS), strict=True)
+        vectors = [book.centres_at(position)[part] for book, part in parts]
         return _latents(vectors, symbols.shape[1:])
 
     @torch.no_grad()
@@ -134,9 +138,9 @@ class Networks(nn.Module):
         networks = Networks()
         networks.load_state_dict(out)
         networks.calibrate(pictures)
-        for i, book in enumerate(networks.codebooks):
-            del out[f"codebooks.{i}.counts"]
-            out[f"codebooks.{i}.bits"] = book.shipped_bits()
+        for name, book in zip(_NAMES, networks.codebooks, strict=True):
+            del out[f"{name}.counts"]
+            out[f"{name}.bits"] = book.shipped_bits()
         return out
 
     def calibrate(self, pictures: list[np.ndarray]) -> None:
@@ -149,9 +153,9 @@ class Networks(nn.Module):
                 for anchor in range(codebook.ANCHORS):
                     position = torch.tensor(float(anchor))
                     scaled = latents * self.autoencoder.gains.before(position[None])[0]
-                    parts = self.symbols(scaled, position, lagrangian).flatten(1).split([len(c[0]) for c in counts])
-                    for count, part in zip(counts, parts, strict=True):
-                        count[anchor].scatter_add_(1, part, torch.ones_like(part, dtype=torch.float32))
+                    symbols = self.symbols(scaled, position, lagrangian).flatten(1)
+                    for count, part in zip(counts, symbols.split(_ROWS), strict=True):
+                        count[anchor].scatter_add_(1, part, torch.ones(part.shape))
             for book, count in zip(self.codebooks, counts, strict=True):
                 book.counts.copy_(count)
 
@@ -159,9 +163,9 @@ class Networks(nn.Module):
         """`hyperprior` is a start, too: its transforms and gains; the codebooks begin anew."""
         state = self.state_dict()
         self.load_state_dict({k: v for k, v in shipped.items() if k in state}, strict=False)
-        for i, book in enumerate(self.codebooks):
-            if f"codebooks.{i}.bits" in shipped:
-                book.start_from(shipped[f"codebooks.{i}.bits"])
+        for name, book in zip(_NAMES, self.codebooks, strict=True):
+            if f"{name}.bits" in shipped:
+                book.start_from(shipped[f"{name}.bits"])
 
 
 class SoftvqCodec:
@@ -180,7 +184,7 @@ class SoftvqCodec:
         tensors, self.weights = weight_files.load(Path(__file__).parent, self.card.name, weights)
         networks = Networks()
         networks.start_from(tensors)
-        bits = np.concatenate([tensors[f"codebooks.{i}.bits"].numpy() for i in range(len(_GROUPS))], 1)
+        bits = np.concatenate([tensors[f"{name}.bits"].numpy() for name in _NAMES], 1)
         self.tables = lru_cache(4)(lambda position: codebook.tables(bits, position))
         self.networks, self.autoencoder, self.device = networks.to(device).eval(), networks.autoencoder, device
 
