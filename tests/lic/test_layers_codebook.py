@@ -75,12 +75,13 @@ def test_one_hot_assignments_cost_what_tables_say(position):
         assert abs(table.bits()[1 + row].sum() / float(bits) - 1) < 0.01
 
 
-def test_what_bits_count_for_saves_bits():
+def test_what_bits_count_for_saves_bits(monkeypatch):
     book, vectors = filled()
     position = torch.tensor(2.5)
     costs, errors = [], []
     for lagrangian in (0.0, 0.1, 0.5):
-        symbols = book.nearest(vectors, position, lagrangian)
+        monkeypatch.setattr(codebook, "LAGRANGIAN", lagrangian)
+        symbols = book.nearest(vectors, position)
         costs.append(float(book.bits_at(position).gather(1, symbols).sum()))
         errors.append(float((book.centres_at(position)[symbols] - vectors).square().sum().detach()))
     assert costs == sorted(costs, reverse=True)

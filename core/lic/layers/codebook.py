@@ -42,11 +42,13 @@ def companded() -> Tensor:
 
 
 def first_centres(dimension: int, widest: float) -> Tensor:
-    """(CENTRES, dimension): k-means of Laplacians whose scales, one a vector, are 2**-2 to 2**widest."""
+    """(CENTRES, dimension): k-means of Laplacians whose scales, one a vector, are 2**-2 to 2**widest. Small vectors are
+    left out: whatever belongs to a centre near zero costs less bits at zero."""
     generator = torch.Generator().manual_seed(0)
     uniform = torch.rand(2, 8000, dimension, generator=generator)
     scales = torch.exp2(-2 + (widest + 2) * torch.rand(8000, 1, generator=generator))
     samples = -uniform[0].clamp(min=1e-6).log() * (uniform[1] - 0.5).sign() * scales
+    samples = samples[samples.abs().amax(1) > 0.5]
     centres = samples[:CENTRES]
     for _ in range(8):
         centres[0] = 0
@@ -77,7 +79,8 @@ class Codebook(nn.Module):
     def __init__(self, rows: int, centres: Tensor):
         super().__init__()
         self.centres = nn.Parameter(centres.repeat(ANCHORS, 1, 1) / SPEED)
-        self.register_buffer("counts", torch.zeros(ANCHORS, rows, CENTRES))
+        self.register_buffer("counts", torch.full((ANCHORS, rows, CENTRES), 0.1))
+        self.counts[..., 0] *= CENTRES  # half of the vectors are zero, until more is known
 
     def centres_at(self, position: Tensor) -> Tensor:
         """position () in octaves -> (CENTRES, dimension)."""
@@ -114,10 +117,10 @@ class Codebook(nn.Module):
         self.counts[below] += (1 - share) * totals
         self.counts[below + 1] += share * totals
 
-    def nearest(self, vectors: Tensor, position: Tensor, lagrangian: float = LAGRANGIAN) -> Tensor:
+    def nearest(self, vectors: Tensor, position: Tensor) -> Tensor:
         """Hard assignment: vectors (rows, n, dimension) -> numbers of centres (rows, n), int64."""
         centres = self.centres_at(position)
-        offsets = centres.square().sum(1) + lagrangian * self.bits_at(position)
+        offsets = centres.square().sum(1) + LAGRANGIAN * self.bits_at(position)
         rows = zip(vectors, offsets, strict=True)  # one at a time, for want of memory
         return torch.stack([(row @ (2 * centres.T) - offset).argmax(1) for row, offset in rows])
 

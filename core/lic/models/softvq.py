@@ -47,7 +47,7 @@ _GROUPS = (_SCALARS, 1), (_PAIRS, 2), (_QUADS, 4)  # which latents make vectors,
 _ROWS = [len(latents) // dimension for latents, dimension in _GROUPS]
 _PLACES = torch.tensor(_SCALARS + _PAIRS + _QUADS).argsort()  # of the latents among those that vectors hold
 
-_SOFTEST, _HARDEST = 4.0, 24.0  # sharpness, per squared step
+_SOFTEST, _HARDEST = 8.0, 48.0  # sharpness, per squared step
 _ANNEALING = 1500  # steps of training
 
 
@@ -120,10 +120,10 @@ class Networks(nn.Module):
         bits = torch.cat([book.bits_at(position) for book in self.codebooks]).gather(1, symbols.flatten(1))
         return self.values(symbols, position), bits.sum(), bits.new_ones(()), bits.new_zeros(())
 
-    def symbols(self, scaled: Tensor, position: Tensor, lagrangian: float = codebook.LAGRANGIAN) -> Tensor:
+    def symbols(self, scaled: Tensor, position: Tensor) -> Tensor:
         """Latents (LATENTS, h, w) in steps -> the numbers of centres (rows, h, w), int64; position () in octaves."""
         pairs = zip(self.codebooks, _vectors(scaled), strict=True)
-        return torch.cat([book.nearest(v, position, lagrangian) for book, v in pairs]).view(-1, *scaled.shape[1:])
+        return torch.cat([book.nearest(v, position) for book, v in pairs]).view(-1, *scaled.shape[1:])
 
     def values(self, symbols: Tensor, position: Tensor) -> Tensor:
         """The inverse: what the latents are quantised to."""
@@ -144,20 +144,18 @@ class Networks(nn.Module):
         return out
 
     def calibrate(self, pictures: list[np.ndarray]) -> None:
-        """Count assignments at the anchors: of the nearest centres first, then of those that these counts favour."""
-        for lagrangian in (0.0, codebook.LAGRANGIAN):
-            counts = [torch.zeros_like(book.counts) for book in self.codebooks]
-            for pixels in tqdm(pictures, desc="calibrating", unit="picture", disable=None):
-                planes = torch.from_numpy(pixels.astype(np.int32)).permute(2, 0, 1)
-                latents = latents_of(planes, PlaneShape(3, planes.shape[1], planes.shape[2], 8), self.autoencoder)
-                for anchor in range(codebook.ANCHORS):
-                    position = torch.tensor(float(anchor))
-                    scaled = latents * self.autoencoder.gains.before(position[None])[0]
-                    symbols = self.symbols(scaled, position, lagrangian).flatten(1)
-                    for count, part in zip(counts, symbols.split(_ROWS), strict=True):
-                        count[anchor].scatter_add_(1, part, torch.ones(part.shape))
-            for book, count in zip(self.codebooks, counts, strict=True):
-                book.counts.copy_(count)
+        """Count the assignments of all latents at the anchors, which go by the histograms that training left."""
+        counts = [torch.zeros_like(book.counts) for book in self.codebooks]
+        for pixels in tqdm(pictures, desc="calibrating", unit="picture", disable=None):
+            planes = torch.from_numpy(pixels.astype(np.int32)).permute(2, 0, 1)
+            latents = latents_of(planes, PlaneShape(3, planes.shape[1], planes.shape[2], 8), self.autoencoder)
+            for anchor in range(codebook.ANCHORS):
+                position = torch.tensor(float(anchor))
+                symbols = self.symbols(latents * self.autoencoder.gains.before(position[None])[0], position)
+                for count, part in zip(counts, symbols.flatten(1).split(_ROWS), strict=True):
+                    count[anchor].scatter_add_(1, part, torch.ones(part.shape))
+        for book, count in zip(self.codebooks, counts, strict=True):
+            book.counts.copy_(count)
 
     def start_from(self, shipped: dict[str, Tensor]) -> None:
         """`hyperprior` is a start, too: its transforms and gains; the codebooks begin anew."""
@@ -200,7 +198,7 @@ class SoftvqCodec:
         octaves = self._octaves(position)
         scaled = latents_of(planes.to(self.device), shape, self.autoencoder)
         scaled *= self.autoencoder.gains.before(octaves[None])[0]
-        symbols = self.networks.symbols(scaled, octaves, codebook.LAGRANGIAN if settings.effort else 0.0)
+        symbols = self.networks.symbols(scaled, octaves)
         encoder = Encoder()
         factorized_prior.encode(encoder, symbols.int().cpu().numpy(), self.tables(position))
         return {"latents": gain.write_position(position, encoder.bytes())}
