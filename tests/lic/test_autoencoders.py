@@ -66,7 +66,7 @@ def test_every_shape_and_dtype_comes_back(model, size, channels, dtype):
     picture = lic.decode(lic.encode(pixels, model=model, quality=90))
     assert picture.pixels.shape == pixels.shape
     assert picture.pixels.dtype == dtype
-    assert psnr(pixels, picture.pixels) > (24 if model == "softvq" else 36)  # codebooks end somewhere
+    assert psnr(pixels, picture.pixels) > (22 if model == "softvq" else 36)  # codebooks end somewhere
     if channels == 4:
         assert np.array_equal(picture.pixels[..., -1], pixels[..., -1])
 
@@ -82,8 +82,8 @@ def test_size_and_psnr_rise_with_quality(model):
 
 
 def test_a_target_size_is_met(model):
-    size = len(lic.encode(natural(200, 180, 3), model=model, target_size=5000))
-    assert 4950 <= size <= 5000
+    size = len(lic.encode(natural(200, 180, 3), model=model, target_size=2000))
+    assert 1980 <= size <= 2000
 
 
 def test_regions_and_scales(model, photo):
