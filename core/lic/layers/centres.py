@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_POSITIVE = torch.tensor([1, 2, 3, 4, 5, 6.2, 8, 10.5, 14, 19, 26, 36, 50, 70])  # where centres start
+_POSITIVE = torch.tensor([1, 2, 3, 4, 5, 6, 7, 8.5, 10.5, 13, 16.5, 21, 28, 38, 52, 72])  # where centres start
 REACH = len(_POSITIVE)  # symbols, a centre's number each, are -REACH..REACH
 CENTRES = 2 * REACH + 1
 _SPEED = 10  # parameters are this much smaller than what they stand for: they learn so much faster
