@@ -172,8 +172,8 @@ class Volume(nn.Module):
     def features(self, seen: Tensor, own: Tensor, known: Tensor, plane: int | Tensor) -> Tensor:
         """own (M, 1, h, w): the symbols of the planes themselves, known where known (1, 1, h, w) is 1 -> activations
         (M, _FEATURES, h, w). Where all is known, they are what the second convolution sees of the nearest relative."""
-        own = 4 * own * known
-        x = torch.cat([seen, own, own.abs(), 16 * known.expand_as(own)], 1)
+        own = (4 * own * known).clamp(_KNOWN.low, _KNOWN.high)
+        x = torch.cat([seen, own, own.abs().clamp(max=_KNOWN.high), 16 * known.expand_as(own)], 1)
         return self.first(self.form(x, _KNOWN), plane)
 
     def join(self, features: Tensor, nearest: Tensor) -> Tensor:
@@ -252,7 +252,9 @@ def _frequencies(logarithms: Tensor) -> NDArray[np.float64]:
     """(CENTRES, m), exact in float32 -> frequencies (m, 1 + CENTRES), of an escape, which never comes, first."""
     integers = (logarithms * OCTAVE).round().long().cpu().numpy()
     below = (integers.max(0) - integers).clip(0, len(_EXPONENTS) - 1)
-    return np.vstack([np.zeros_like(below[:1]), _EXPONENTS[below]]).T.astype(np.float64) + 1.0
+    out = np.ones((below.shape[1], 1 + CENTRES))  # row by row in memory, as constriction takes it
+    out[:, 1:] += _EXPONENTS[below].T
+    return out
 
 
 class Networks(nn.Module):
