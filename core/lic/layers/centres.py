@@ -1,4 +1,4 @@
-"""Scalar quantisation to learned centres, soft-to-hard (arXiv 1801.04260, section 3.2)."""
+"""Scalar quantisation to learned centres, soft-to-hard (arXiv 1801.04260, section 3.1)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Centres(nn.Module):
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z, any real numbers -> the numbers of the nearest centres, float32, and the centres; in training, gradients
-        are those of the mean of all centres under the shares (equation 4)."""
+        are those of the mean of all centres under the shares."""
         symbols = self.symbols(z)
         values = self.values(symbols)
         if self.training:
@@ -39,7 +39,7 @@ class Centres(nn.Module):
         return symbols.float(), values
 
     def shares(self, z: Tensor) -> Tensor:
-        """How much each centre is meant, (*z.shape, CENTRES): a softmax of squared distances (equation 2), which we
+        """How much each centre is meant, (*z.shape, CENTRES): a softmax of squared distances, which we
         take in units of the gap around z."""
         centres = self.centres()
         gaps = F.pad(centres.detach().diff()[None], (1, 1), mode="replicate")[0]

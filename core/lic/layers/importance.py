@@ -1,4 +1,4 @@
-"""Importance maps (arXiv 1801.04260, section 3.3): at each position, how many of the latents are spent there.
+"""Importance maps (arXiv 1801.04260, section 3.4): at each position, how many of the latents are spent there.
 
 A map's levels are 0..GROUPS, each of which opens one group of channels more, the important ones first. What is not open
 is zero, and is not coded.

@@ -7,17 +7,17 @@ Compression" (CVPR 2018, arXiv 1801.04260).
                                                                   ^ probabilities of the centres
                                            symbols coded before -> masked 3-D CNN
 
-What makes it that system: scalar quantisation to learned centres with soft-to-hard gradients (section 3.2,
-lic.layers.centres); an importance map, which says how many channels are spent at each position (section 3.3,
-lic.layers.importance); a causal 3-D CNN over channel, row and column, whose weights all channels share, that gives each
-symbol's probabilities (section 3.4); the cost is MS-SSIM's and the cross-entropy of what the map opens.
+What makes it that system: scalar quantisation to learned centres with soft-to-hard gradients (section 3.1,
+lic.layers.centres); a causal 3-D CNN over channel, row and column, whose weights all channels share, that gives each
+symbol's probabilities (section 3.2); an importance map, which says how many channels are spent at each position
+(section 3.4, lic.layers.importance); MS-SSIM and the masked coding cost, that of what the map opens, as the loss.
 
-What differs: transforms and gain units are those of `hyperprior`, from which it starts. So there are two volumes: the
-coarse one with 192 channels, 16 pixels a position, and the fine one with 144 channels, 8 pixels a position. Symbols are
-coded channel after channel, low frequencies first, each in two phases, a checkerboard's black and then its white
-fields, where the paper's order is serial. The neighbours of a channel are those nearest in frequency. The map is coded
-first, and what it closes isn't coded at all, where in the paper zeros are. Channels of great range are coded in two or
-three digits, each a plane of its own: multiples of 64 centres, of 8, and the rest.
+What differs: transforms and gain units are those of `hyperprior`, from which it starts. So there are two volumes, 16
+and 8 pixels a position (lic.layers.volumes), and channels of great range are coded in two or three digits, each a plane
+of its own. Planes are coded one after the other, low frequencies first, each in two phases, a checkerboard's black and
+then its white fields, where the paper's order is serial. A plane's neighbours along the channel axis are those nearest
+in frequency; of the 32 planes before it, the sum of magnitudes is seen, too. The first layer has biases for each plane,
+the last one for each usual scale. The map is coded first, and what it closes isn't coded, where in the paper zeros are.
 
 The CNN works in integers (lic.layers.integer) on what both sides decode.
 """
@@ -54,7 +54,7 @@ _FEATURES, _HIDDEN = 24, 32
 _KNOWN, _ACTIVATIONS = signed(4), rectified(4)
 _SCALES = 32  # usual scales that the CNN's last bias knows, from 2**-6 units on, two an octave
 _POSITIONS = 8192  # that probabilities are computed for at once
-_EXPONENTS = np.array([round(2 ** (16 - i / OCTAVE)) for i in range(17 * OCTAVE)], np.int64)
+_EXPONENTS = np.array([round(2 ** (16 - i / OCTAVE)) for i in range(18 * OCTAVE)], np.int64)
 
 
 # code(plane, positions, frequencies): the symbols of a plane (its number among all) at some of its positions (m,),
@@ -242,7 +242,7 @@ def _scale(usual: Tensor) -> Tensor:
 
 def _mask(level: Tensor, kept: Tensor, groups: Tensor) -> Tensor:
     """What the map opens of channels whose groups are given (C,): (N, C, h, w), 0 or 1. Gradients are those of the last
-    group's share (section 3.3)."""
+    group's share (section 3.4)."""
     groups = groups[:, None, None]
     share = (kept - groups).clamp(0, 1)
     return (level > groups).float() + share - share.detach()
