@@ -28,6 +28,18 @@ def screenshot(channels: int, dtype: type = np.uint8) -> np.ndarray:
     return pixels.astype(dtype) * (257 if dtype == np.uint16 else 1)
 
 
+def chart(channels: int, dtype: type = np.uint8) -> np.ndarray:
+    """Few common colours and many rare ones, as smooth curves have: (H, W, C)."""
+    pixels = screenshot(channels, dtype)
+    for column in range(5, 155):
+        row = int(60 + 40 * np.sin(column / 23))
+        pixels[row, column] = (
+            np.arange(column, column + 7 * channels, 7) * np.iinfo(dtype).max // 255 % np.iinfo(dtype).max
+        )
+        pixels[row + 1, column] = pixels[row, column] // 3 * 2 + column // 2
+    return pixels
+
+
 @pytest.fixture(scope="session")
 def photo() -> np.ndarray:
     return natural(96, 128, 3)

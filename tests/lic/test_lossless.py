@@ -12,7 +12,7 @@ from PIL import Image
 
 import lic
 from lic.layers import reversible
-from tests.lic.conftest import natural, screenshot
+from tests.lic.conftest import chart, natural, screenshot
 
 
 @settings(deadline=None, max_examples=60)
@@ -56,6 +56,9 @@ def kinds() -> dict[str, np.ndarray]:
         "screenshot": screenshot(3),
         "grey screenshot": screenshot(1)[..., 0],
         "screenshot of 16 bits": screenshot(3, np.uint16),
+        "chart": chart(3),
+        "grey chart": chart(1)[..., 0],
+        "chart of 16 bits": chart(3, np.uint16),
         "several tiles": natural(20, 1700, 3),
     }
 
@@ -138,9 +141,12 @@ def test_damage_is_an_error_or_a_picture(monkeypatch):
     text = torch.from_numpy(screenshot(3)[:40, :50].astype(np.int32) // 100).permute(2, 0, 1)
     packed = codec.compress(text, shape, Settings(75, True, 5))["coefficients"]
     assert packed[0] == 11
+    drawing = torch.from_numpy(chart(3, np.uint16)[50:90, 10:60].astype(np.int32)).permute(2, 0, 1)
+    listed = codec.compress(drawing, shape, Settings(75, True, 5))["coefficients"]
+    assert listed[0] == 12
     rng = np.random.default_rng(0)
-    for i in range(100):
-        damaged = bytearray((stream, packed)[i % 2])
+    for i in range(150):
+        damaged = bytearray((stream, packed, listed)[i % 3])
         for at in rng.integers(0, min(len(damaged), 400), 3):
             damaged[at] = rng.integers(256)
         try:
