@@ -16,7 +16,8 @@ from lic.errors import FormatError
 
 PRECISION = 24  # the frequencies of a table sum to 2**PRECISION
 _ESCAPE_LIMIT = 22  # binary digits, after the first, of the largest escaped number
-_EACH = constriction.stream.model.Categorical(perfect=False)  # whose frequencies, exact in float64, come with the call
+# Whose frequencies, exact in float64, come with the call: row by row in memory, or they are taken for others.
+_EACH = constriction.stream.model.Categorical(perfect=False)
 
 
 class Table:
@@ -80,7 +81,7 @@ class Encoder:
         """values (n,), each with frequencies of its own (n, 1 + m): of the escape and of 0..m-1; positive integers."""
         size = frequencies.shape[1] - 1
         outside = (values < 0) | (values >= size)
-        self._coder.encode(np.where(outside, 0, values + 1).astype(np.int32), _EACH, frequencies)
+        self._coder.encode(np.where(outside, 0, values + 1).astype(np.int32), _EACH, np.ascontiguousarray(frequencies))
         for value in values[outside].tolist():
             self._escape(value, size)
 
@@ -140,7 +141,7 @@ class Decoder:
 
     def decode_each(self, frequencies: NDArray[np.float64]) -> NDArray[np.int32]:
         """The next values (n,), each with frequencies of its own."""
-        values = self._take(frequencies, _EACH) - 1
+        values = self._take(np.ascontiguousarray(frequencies), _EACH) - 1
         for at in np.flatnonzero(values < 0).tolist():
             values[at] = self._escape(frequencies.shape[1] - 1)
         return values

@@ -86,3 +86,12 @@ def test_data_that_was_cut_off_gives_what_is_sure_and_then_an_error():
                 assert (decoder.decode_shared(30, FAMILY[0]) == row).all()
                 rows += 1
         assert rows > 40 * length / len(data) - 3
+
+
+def test_frequencies_come_back_whatever_their_order_in_memory():
+    rng = np.random.default_rng(0)
+    frequencies = rng.integers(1, 1000, (50, 9)).astype(float)
+    values = rng.integers(0, 8, 50)
+    encoder = Encoder()
+    encoder.encode_each(values, np.asfortranarray(frequencies))
+    assert np.array_equal(Decoder(encoder.bytes()).decode_each(frequencies), values)

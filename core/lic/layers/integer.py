@@ -123,9 +123,13 @@ class TrainableConv2d(Convolution):
         bias = bias * torch.exp2(exponent + self.scale_in.exponent)
         return _round(weight).clamp(-127, 127), _round(bias), exponent
 
-    def forward(self, x: Tensor, bias: int = 0) -> Tensor:
+    def forward(self, x: Tensor, bias: int | Tensor = 0) -> Tensor:
+        """bias: the number of the vector, or one number for each of x (N,)."""
         weight, biases, exponent = self.integers()
-        sums = F.conv2d(x, weight, biases[bias], padding=weight.shape[2] // 2)
+        if isinstance(bias, Tensor):
+            sums = F.conv2d(x, weight, padding=weight.shape[2] // 2) + biases[bias][..., None, None]
+        else:
+            sums = F.conv2d(x, weight, biases[bias], padding=weight.shape[2] // 2)
         factor = torch.exp2(-exponent - self.scale_in.exponent).view(1, -1, 1, 1)
         if self.scale_out is None:
             return sums.float() * factor
