@@ -74,8 +74,8 @@ def markdown(results: Results, plotted: Iterable[str]) -> str:
         [
             curve["label"],
             _settings(settings),
-            f"{bpp:.4f}",
-            *(f"{curve[m][i]:.4f}" if m in curve else "" for m in metrics),
+            f"{bpp:.6g}",
+            *(f"{curve[m][i]:.6g}" if m in curve else "" for m in metrics),
         ]
         for curve in peers.values()
         for i, (settings, bpp) in enumerate(zip(curve["settings"], curve["bpp"], strict=True))
