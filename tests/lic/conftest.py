@@ -17,6 +17,13 @@ def natural(height: int, width: int, channels: int, dtype: type = np.uint8, seed
     return pixels[..., 0] if channels == 1 else pixels
 
 
+def sunset() -> np.ndarray:
+    """A picture whose details are nearly of one colour, far from grey: (H, W, 3) uint8."""
+    brightness = natural(64, 88, 1) * 0.7 + np.random.default_rng(0).uniform(0, 70, (64, 88))
+    colours = np.outer(brightness.ravel(), [0.9, 0.35, 0.05]) + natural(64, 88, 3, seed=1).reshape(-1, 3) * 0.05
+    return colours.reshape(64, 88, 3).astype(np.uint8)
+
+
 def screenshot(channels: int, dtype: type = np.uint8) -> np.ndarray:
     """Areas of one colour, and what looks like text: (H, W, C)."""
     rng = np.random.default_rng(0)

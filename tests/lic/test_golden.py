@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import lic
-from tests.lic.conftest import natural, screenshot
+from tests.lic.conftest import chart, natural, screenshot, sunset
 
 FOLDER = Path(__file__).parents[1] / "golden"
 METADATA = {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0", "icc_profile": b"profile", "xmp": b"<x:xmpmeta/>"}
@@ -39,6 +39,8 @@ def pictures() -> dict[str, bytes]:
         "lossless-grey-16-bit.lic": lic.encode(natural(29, 30, 1, np.uint16), lossless=True),
         "lossless-few-values.lic": lic.encode(natural(40, 51, 3).astype(np.uint16) * 257, lossless=True),
         "screenshot.lic": lic.encode(screenshot(3), lossless=True),
+        "chart.lic": lic.encode(chart(3), lossless=True),
+        "colours.lic": lic.encode(sunset(), quality=70),
         **{f"{model}.lic": lic.encode(natural(61, 83, 3), model=model, quality=60) for model in INEXACT},
     }
 

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lic.codec import PlaneShape
+from lic.layers.colour import COLOUR
 from lic.layers.gain import ANCHORS, COARSEST, LAST, OCTAVE, PairedGains
 from lic.layers.gdn import GDN
 from lic.layers.tiles import Area
@@ -35,7 +36,6 @@ LATENTS = 4 * WIDTHS[3]
 _UNIT = 64.0  # pixel values
 SLOWNESS = 1 / 3
 
-_COLOUR = torch.tensor([[3**-0.5] * 3, [2**-0.5, 0, -(2**-0.5)], [6**-0.5, -2 * 6**-0.5, 6**-0.5]])
 # Low- and high-pass filters: of analysis around even samples, of synthesis one sample further on.
 _ANALYSIS = torch.tensor([[-0.125, 0.25, 0.75, 0.25, -0.125], [0, 0, -0.5, 1, -0.5]])
 _SYNTHESIS = torch.tensor([[0.5, 1, 0.5, 0, 0], [-0.125, -0.25, 0.75, -0.25, -0.125]])
@@ -50,7 +50,7 @@ def _packet(filters: Tensor, channels: int) -> Tensor:
 def _first_packet(filters: Tensor) -> Tensor:
     """The first level, on the colour transform's planes: band b of plane p is number 3 b + p."""
     kernels = torch.einsum("ak,bl->abkl", filters, filters).flatten(0, 1)
-    return torch.einsum("pj,bkl->bpjkl", _COLOUR, kernels).flatten(0, 1)
+    return torch.einsum("pj,bkl->bpjkl", COLOUR, kernels).flatten(0, 1)
 
 
 class _Convolution(nn.Module):

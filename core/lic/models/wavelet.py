@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,11 +51,9 @@ from lic.layers.coefficients import (
     scaled,
     unpack_tables,
 )
+from lic.layers.colour import COLOUR, UNTURNED, best_angles, times, to_planes, turn
 from lic.layers.integer import Convolution, TrainableConv2d, kernel_for, rectified, signed
 from lic.layers.tiles import Area, Level
-
-# Orthonormal colour transform: an error of one step is the same error in RGB, whatever the plane.
-COLOUR = torch.tensor([[3**-0.5] * 3, [2**-0.5, 0, -(2**-0.5)], [6**-0.5, -2 * 6**-0.5, 6**-0.5]])
 
 _FILTER_STREAM, _FILTER_HIDDEN = signed(6), rectified(5)
 
@@ -66,7 +64,7 @@ _FOLD = 2  # the side of the squares of pixels that the post-filter takes as one
 class PostFilter(nn.Module):
     """The picture folded into channels, and the step -> residual blocks -> a correction in units of the step."""
 
-    def __init__(self, conv: type[Convolution], channels: int = 64, hidden: int = 32, blocks: int = 3):
+    def __init__(self, conv: type[Convolution], channels: int = 64, hidden: int = 64, blocks: int = 3):
         super().__init__()
         self.form = conv.form
         self.reach = _FOLD * (2 * blocks + 2)  # how far from a pixel what decides on it lies
@@ -100,7 +98,7 @@ class Networks(nn.Module):
 
     def __init__(self, conv: type[Convolution]):
         super().__init__()
-        self.prior = Prior(conv)
+        self.prior = Prior(conv, blocks=4)
         self.post_filter = PostFilter(conv)
         self.register_buffer("points", torch.zeros(SCALES * MEANS * _POINTS))
 
@@ -184,11 +182,6 @@ class Networks(nn.Module):
         return counts.packed()
 
 
-def to_planes(pixels: Tensor) -> Tensor:
-    """RGB (N, 3, H, W) float32 0..255 -> the planes of COLOUR, whatever autocast says."""
-    return torch.stack([sum(row[j] * (pixels[:, j] - 128) for j in range(3)) for row in COLOUR.tolist()], 1)
-
-
 REFINING_EFFORTS = (5, 8)  # from each of them on, once more: code the picture less what the post-filter will add
 LAGRANGIAN = 0.10  # squared steps a bit is worth in rate-distortion optimised quantisation
 
@@ -231,11 +224,35 @@ def quality_step(quality: float) -> int:
 # make the least squared error; but eyes, and what models them, see coarse details better.
 WEIGHTING: dict[str, tuple[int, ...]] = {"psnr": (0, 0, 0, 0, 0, 0), "visual": (-3, -1, 0, 2, 3, 3)}
 _LARGEST_WEIGHT = 16
+
+
 _WEIGHTED = struct.Struct(f"<HH{LEVELS}b")  # 0, where the step would be otherwise; the step; the weighting
+_TURNED = struct.Struct(f"<HHH{LEVELS}b3b")  # 0, 0, the step, the weighting, the angles
+
+
+def _header(step: int, weighting: Sequence[int], angles: Sequence[int]) -> bytes:
+    if any(angles):
+        return _TURNED.pack(0, 0, step, *weighting, *angles)
+    return _WEIGHTED.pack(0, step, *weighting) if any(weighting) else struct.pack("<H", step)
+
+
+def _read_header(stream: bytes) -> tuple[int, tuple[int, ...], tuple[int, ...], bytes]:
+    """Step, weighting and angles, and what follows them. Raises FormatError."""
+    if stream[:2] != b"\0\0":
+        header, rest = (int.from_bytes(stream[:2], "little"), *WEIGHTING["psnr"], *UNTURNED), stream[2:]
+    else:
+        form = _TURNED if stream[2:4] == b"\0\0" else _WEIGHTED
+        if len(stream) < form.size:
+            raise TruncatedError("the coded picture's header is cut off")
+        numbers, rest = form.unpack_from(stream), stream[form.size :]
+        header = numbers[2:] if form is _TURNED else (*numbers[1:], *UNTURNED)
+    step, weighting, angles = header[0], header[1:-3], header[-3:]
+    if not step or not all(abs(finer) <= _LARGEST_WEIGHT for finer in weighting):
+        raise FormatError("the coded picture's header is damaged")
+    return step, weighting, angles, rest
 
 
 _COLOUR_BITS = 13
-_RGB = (COLOUR * 2**_COLOUR_BITS).round().int()
 
 
 class WaveletCodec:
@@ -271,8 +288,10 @@ class WaveletCodec:
         step = quality_step(settings.quality)
         x = planes.to(self.device).float() / (257 if shape.bit_depth == 16 else 1)
         x = (x - 128)[None] * 3**0.5 if shape.channels == 1 else to_planes(x[None])
-        x = F.pad(x, (0, 0, 0, 0, 0, 3 - shape.channels)) * (STEP_UNIT / step)
+        x = F.pad(x, (0, 0, 0, 0, 0, 3 - shape.channels))
         weighting = WEIGHTING[settings.tune]
+        angles = best_angles(x, LEVELS) if shape.channels == 3 and settings.effort > 0 else UNTURNED
+        x = times(turn(angles), x) * (STEP_UNIT / step)
         picture, coded = self._coded(x, shape, step, weighting, settings.effort > 0)
         for _ in range(sum(settings.effort >= effort for effort in REFINING_EFFORTS)):
             whole = Area(0, 0, shape.height, shape.width)
@@ -280,8 +299,7 @@ class WaveletCodec:
             for part, correction in self._corrections(picture, whole, whole, step):
                 aim[part.within(whole)] -= correction
             picture, coded = self._coded(aim, shape, step, weighting, True)
-        header = _WEIGHTED.pack(0, step, *weighting) if any(weighting) else struct.pack("<H", step)
-        return {"coefficients": header + coded}
+        return {"coefficients": _header(step, weighting, angles) + coded}
 
     def _coded(
         self, x: Tensor, shape: PlaneShape, step: int, weighting: tuple[int, ...], optimised: bool
@@ -317,16 +335,7 @@ class WaveletCodec:
         return below + (cost(below + 1) < cost(below)).int()
 
     def decompress(self, streams: Streams, shape: PlaneShape, view: View) -> Tensor:
-        stream = streams["coefficients"]
-        if stream[:2] != b"\0\0":
-            step, weighting, rest = int.from_bytes(stream[:2], "little"), WEIGHTING["psnr"], stream[2:]
-        elif len(stream) >= _WEIGHTED.size:
-            _, step, *levels = _WEIGHTED.unpack_from(stream)
-            weighting, rest = tuple(levels), stream[_WEIGHTED.size :]
-        else:
-            raise TruncatedError("the coded picture's header is cut off")
-        if not step or not all(abs(finer) <= _LARGEST_WEIGHT for finer in weighting):
-            raise FormatError("the coded picture's header is damaged")
+        step, weighting, angles, rest = _read_header(streams["coefficients"])
         reader = BandsReader(rest, shape, self.tables, view.truncated)
 
         def code(this: Pass, mean: Tensor, log_scale: Tensor) -> Tensor:
@@ -342,11 +351,11 @@ class WaveletCodec:
         picture = self._walk(reader.low, shape, step, code, plan)
         covered = plan[-1].area.finer(height, width) if plan else Area(0, 0, *reader.low.shape[1:])
         if view.halvings:
-            return self._pixels(picture[wanted.within(covered)], shape, step, view.halvings)
+            return _pixels(picture[wanted.within(covered)], shape, step, angles, view.halvings)
         out = torch.empty(shape.channels, wanted.bottom - wanted.top, wanted.right - wanted.left, dtype=torch.int32)
         for part, correction in self._corrections(picture, wanted, covered, step):
             exact = (correction * 64).round().int() << lifting.FRACTION - 6
-            out[part.within(wanted)] = self._pixels(picture[part.within(covered)] + exact, shape, step)
+            out[part.within(wanted)] = _pixels(picture[part.within(covered)] + exact, shape, step, angles)
         return out
 
     def _corrections(self, picture: Tensor, wanted: Area, covered: Area, step: int) -> Iterator[tuple[Area, Tensor]]:
@@ -363,22 +372,6 @@ class WaveletCodec:
         steps = torch.tensor([step], device=self.device)
         return self.prior.levels(start, shape.height, shape.width, steps, code, plan, shape.channels == 1)
 
-    def _pixels(self, picture: Tensor, shape: PlaneShape, step: int, halvings: int = 0) -> Tensor:
-        """A part of the picture (1, 3, h, w) in 1 / 2**FRACTION steps, after `halvings` levels -> (C, h, w) int32."""
-        shift = lifting.FRACTION + halvings + 7 - 6
-        # In 1/64 pixel values. No picture has larger ones, nor do 32 bits overflow below.
-        values = ((picture[0] * step + (1 << shift - 1)) >> shift).clamp(-(2**16), 2**16)
-        if shape.channels == 1:
-            colours = values[:1] * round(3**-0.5 * 2**_COLOUR_BITS)
-        else:
-            rgb = _RGB.tolist()
-            colours = torch.stack([sum(rgb[i][j] * values[i] for i in range(3)) for j in range(3)])
-        fraction = _COLOUR_BITS + 6
-        colours += 128 << fraction
-        if shape.bit_depth == 16:
-            colours = colours.long() * 257
-        return ((colours + (1 << fraction - 1)) >> fraction).clamp(0, 2**shape.bit_depth - 1).int()
-
 
 _COSTED = 16  # symbols farther out all count as equally expensive
 
@@ -388,3 +381,20 @@ def _bits(table: Table) -> np.ndarray:
     costs = table.bits()
     entries = np.arange(-_COSTED, _COSTED + 1) - table.first
     return costs[np.where((entries < 0) | (entries >= table.size), 0, entries + 1)]
+
+
+def _pixels(picture: Tensor, shape: PlaneShape, step: int, angles: Sequence[int], halvings: int = 0) -> Tensor:
+    """A part of the picture (1, 3, h, w) in 1 / 2**FRACTION steps, after `halvings` levels -> (C, h, w) int32."""
+    shift = lifting.FRACTION + halvings + 7 - 6
+    # In 1/64 pixel values. No picture has larger ones, nor do 32 bits overflow below.
+    values = ((picture[0] * step + (1 << shift - 1)) >> shift).clamp(-(2**16), 2**16)
+    if shape.channels == 1:
+        colours = values[:1] * round(3**-0.5 * 2**_COLOUR_BITS)
+    else:
+        rgb = ((turn(angles) @ COLOUR.double()) * 2**_COLOUR_BITS).round().int().tolist()
+        colours = torch.stack([sum(rgb[i][j] * values[i] for i in range(3)) for j in range(3)])
+    fraction = _COLOUR_BITS + 6
+    colours += 128 << fraction
+    if shape.bit_depth == 16:
+        colours = colours.long() * 257
+    return ((colours + (1 << fraction - 1)) >> fraction).clamp(0, 2**shape.bit_depth - 1).int()
