@@ -9,23 +9,23 @@ from torch import Tensor, nn
 _POSITIVE = torch.tensor([1, 2, 3, 4, 5, 6, 7, 8.5, 10.5, 13, 16.5, 21, 28, 38, 52, 72])  # where centres start
 REACH = len(_POSITIVE)  # symbols, a centre's number each, are -REACH..REACH
 CENTRES = 2 * REACH + 1
-_SPEED = 10  # parameters are this much smaller than what they stand for: they learn so much faster
+_SPEED = 4  # parameters are this much smaller than what they stand for: they learn so much faster
 
 
 class Centres(nn.Module):
     """Centres that all latents share: zero, and others on both sides of it, further apart the further out.
 
-    They are kept as the logarithms of their distances, so that their order stays.
+    They are kept as the logarithms of the gaps between them, so that their order stays. The first ones are -1 and 1:
+    their unit is the business of the gains.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        gaps = _POSITIVE.diff(prepend=torch.zeros(1))
-        self.log_gaps = nn.Parameter(gaps.log() / _SPEED)
+        self.log_gaps = nn.Parameter(_POSITIVE.diff().log() / _SPEED)
 
     def centres(self) -> Tensor:
         """(CENTRES,), ascending."""
-        positive = (self.log_gaps * _SPEED).exp().cumsum(0)
+        positive = F.pad((self.log_gaps * _SPEED).exp(), (1, 0), value=1.0).cumsum(0)
         return torch.cat([-positive.flip(0), positive.new_zeros(1), positive])
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,9 +40,10 @@ class Centres(nn.Module):
 
     def shares(self, z: Tensor) -> Tensor:
         """How much each centre is meant, (*z.shape, CENTRES): a softmax of squared distances, which we
-        take in units of the gap around z."""
-        centres = self.centres()
-        gaps = F.pad(centres.detach().diff()[None], (1, 1), mode="replicate")[0]
+        take in units of the gap around z. Gradients are for z alone: centres that the rate pulls move outwards, and all
+        becomes coarser."""
+        centres = self.centres().detach()
+        gaps = F.pad(centres.diff()[None], (1, 1), mode="replicate")[0]
         widths = (gaps[1:] + gaps[:-1]) / 2
         return torch.softmax(-((z[..., None] - centres) / widths[self.symbols(z) + REACH, None]).square(), -1)
 
