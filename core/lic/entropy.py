@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from lic.errors import FormatError
 
 PRECISION = 24  # the frequencies of a table sum to 2**PRECISION
+_LATE_ESCAPES = 2**14
 _ESCAPE_LIMIT = 22  # binary digits, after the first, of the largest escaped number
 # Whose frequencies, exact in float64, come with the call: row by row in memory, or they are taken for others.
 _EACH = constriction.stream.model.Categorical(perfect=False)
@@ -112,6 +113,7 @@ class Decoder:
 
     def __init__(self, data: bytes, incomplete: bool = False):
         self._incomplete = incomplete
+        self._late = 0  # escapes after the data's end
         words = -(-len(data) // 4)
         numbers = np.frombuffer(data.ljust(4 * words, b"\0"), "<u4").astype(np.uint32)
         self._coder = constriction.stream.queue.RangeDecoder(numbers)
@@ -147,6 +149,9 @@ class Decoder:
         return values
 
     def _escape(self, size: int) -> int:
+        self._late += self._coder.maybe_exhausted()
+        if self._late > _LATE_ESCAPES:  # zeros, which the decoder supplies, are escapes: it could go on for hours
+            raise FormatError("the coded data ends too early")
         below = self.uniform(1, 2)[0]
         length = 1
         while self.uniform(1, 2)[0]:

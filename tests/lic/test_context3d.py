@@ -1,5 +1,7 @@
 """`context3d`: its centres, its importance map, the order in which its planes are coded."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -35,6 +37,7 @@ def some_symbols(count: int, size: tuple[int, int]) -> Tensor:
 
 
 def test_centres_keep_their_order_and_take_what_is_nearest():
+    torch.manual_seed(0)
     centres = Centres()
     torch.nn.init.normal_(centres.log_gaps, std=0.1)
     values = centres.centres()
@@ -106,7 +109,7 @@ def test_probabilities_depend_on_earlier_symbols_alone(networks, fine):
 
 
 def test_files_have_the_probabilities_of_training(networks):
-    """Bit for bit: each symbol's cost in training, and under the frequencies with which it is coded."""
+    """Each symbol's cost in training is that under the frequencies with which it is coded."""
     level = torch.randint(0, GROUPS + 1, (1, 1, 3, 4), generator=torch.Generator().manual_seed(0)).float()
     symbols = [some_symbols(len(PLANES[0]), (3, 4)), some_symbols(len(PLANES[1]), (6, 8))]
     levels = level, spread(level)
@@ -137,7 +140,7 @@ def test_files_have_the_probabilities_of_training(networks):
 
 def test_a_lower_map_takes_fewer_bits(networks):
     pixels = torch.from_numpy(natural(96, 128, 3)).permute(2, 0, 1)[None].float()
-    results = []
+    results, networks = [], copy.deepcopy(networks)
     with torch.inference_mode():
         for groups in (0.0, 2.0, 5.0):
             networks.importance.out.bias.fill_(groups)
@@ -167,3 +170,21 @@ def test_maps_come_back_at_the_cost_that_training_counts(size):
     assert np.array_equal(importance.decode(Decoder(encoder.bytes()), size, family), levels)
     real = torch.from_numpy(levels).float()[None, None]
     assert abs(8 * len(encoder.bytes()) - float(prior.bits(real, real).detach())) < 50
+
+
+@pytest.mark.parametrize("place", [(0, 0), (1, 0), (1, 1)])
+def test_a_map_that_is_open_at_one_place(networks, place):
+    kernels = Networks(PortableConv2d).eval()
+    kernels.load_state_dict(networks.rounded())
+    level = torch.zeros(1, 1, 2, 2)
+    level[0, 0][place] = GROUPS
+    coded = []
+
+    def code(plane: int, positions: Tensor, frequencies: NDArray[np.float64]) -> NDArray[np.integer]:
+        coded.append(len(positions))
+        return np.ones(len(positions), np.int64)
+
+    coarse, fine = kernels.walk(level, POSITION, code)
+    assert coarse.sum() == len(PLANES[0])
+    assert fine.sum() == 4 * len(PLANES[1])
+    assert sum(coded) == coarse.sum() + fine.sum()

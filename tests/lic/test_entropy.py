@@ -95,3 +95,10 @@ def test_frequencies_come_back_whatever_their_order_in_memory():
     encoder = Encoder()
     encoder.encode_each(values, np.asfortranarray(frequencies))
     assert np.array_equal(Decoder(encoder.bytes()).decode_each(frequencies), values)
+
+
+def test_a_stream_that_ended_long_ago_is_refused():
+    """Zeros, which a decoder supplies, are escapes: each takes time."""
+    table = Table(0, integer_frequencies(np.ones(4)))
+    with pytest.raises(FormatError, match="too early"):
+        Decoder(b"").decode_shared(10**6, table)

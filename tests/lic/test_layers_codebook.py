@@ -97,7 +97,7 @@ def test_any_bits_make_tables(bits, position):
         assert table.frequencies.sum() == 2**PRECISION
         assert table.frequencies.min() >= 1
     between = bits[min(position // OCTAVE, ANCHORS - 2) :][:2].astype(int)
-    weights = between[0] * (LAST // 4 - position % OCTAVE) + between[1] * (position % OCTAVE)
+    weights = between[0] * (OCTAVE - position % OCTAVE) + between[1] * (position % OCTAVE)
     if position < LAST:
         rows = zip(family, weights, strict=True)
         assert all(table.frequencies[1 + row.argmin()] == table.frequencies[1:].max() for table, row in rows)
@@ -115,7 +115,7 @@ def test_vectors_hold_each_latent_once():
 def test_annealing_ends():
     networks = softvq.Networks()
     found = []
-    for steps in (0, 700, 1500, 9000):
+    for steps in (0, softvq._ANNEALING // 2, softvq._ANNEALING, 9 * softvq._ANNEALING):
         networks.steps.fill_(steps)
         found.append(float(networks.sharpness()))
     assert found[0] < found[1] < found[2] == found[3]

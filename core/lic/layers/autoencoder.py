@@ -50,7 +50,7 @@ def _packet(filters: Tensor, channels: int) -> Tensor:
 def _first_packet(filters: Tensor) -> Tensor:
     """The first level, on the colour transform's planes: band b of plane p is number 3 b + p."""
     kernels = torch.einsum("ak,bl->abkl", filters, filters).flatten(0, 1)
-    return torch.einsum("pj,bkl->bpjkl", COLOUR, kernels).flatten(0, 1)
+    return torch.einsum("pj,bkl->bpjkl", COLOUR.float(), kernels).flatten(0, 1)
 
 
 class _Convolution(nn.Module):

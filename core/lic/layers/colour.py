@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lic.layers import lifting
 
-COLOUR = torch.tensor([[3**-0.5] * 3, [2**-0.5, 0, -(2**-0.5)], [6**-0.5, -2 * 6**-0.5, 6**-0.5]])
+COLOUR = torch.tensor([[3**-0.5] * 3, [2**-0.5, 0, -(2**-0.5)], [6**-0.5, -2 * 6**-0.5, 6**-0.5]], dtype=torch.float64)
 UNTURNED = 0, 0, 0
 
 _AXES = (0, 1), (0, 2), (1, 2)
@@ -57,13 +57,12 @@ def best_angles(planes: Tensor, levels: int) -> Sequence[int]:
     """
     counts, parts = [], []
     for band in lifting.analyse(planes, levels)[1]:
-        colours = band.view(3, 3, -1).transpose(0, 1).flatten(1)
-        every = max(1, colours.shape[1] // _SAMPLES)
-        colours = colours[:, ::every]
+        every = 3 * band[0, 0].numel() // _SAMPLES | 1  # odd, or it could meet the same columns in every row
+        colours = band.view(3, 3, -1)[..., ::every].transpose(0, 1).flatten(1)
         for part in colours[:, colours.square().sum(0).argsort()].chunk(_CLASSES, 1):
             counts.append(part.shape[1] * every)
             parts.append(part @ part.T / part.shape[1])
-    weights, covariances = torch.tensor(counts).double(), torch.stack(parts).double().cpu()
+    weights, covariances = torch.tensor(counts).double(), torch.stack(parts).cpu().double()
 
     def cost(angles: Sequence[int]) -> float:
         """In half nats."""

@@ -199,7 +199,7 @@ class PortableConv2d(IntegerConv2d):
         n, _, h, w = x.shape
         patches = F.unfold(self.pad(x), self.kernel) if self.kernel > 1 else x.flatten(2)
         sums = self.weight.float().flatten(1) @ patches + self.bias[bias].float().view(-1, 1)
-        real = (sums * self.factors().view(1, -1, 1)).view(n, -1, h, w)
+        real = (sums * self.factors().view(1, -1, 1)).view(n, len(self.weight), h, w)
         if self.scale_out is None:
             return real
         return real.round_().clamp_(self.scale_out.low, self.scale_out.high)

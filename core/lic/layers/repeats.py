@@ -73,6 +73,8 @@ def decode(method: int, data: bytes, shape: PlaneShape) -> NDArray[np.int32]:
         bits = _bits(count)
         packed = _decompress(data[end:], shape.height * -(-shape.width * bits // 8)).reshape(shape.height, -1)
         return _coloured(_unpack(packed, bits, shape.width), listed) & 2**shape.bit_depth - 1
+    if not 0 < count <= _OTHER:
+        raise FormatError("the list of colours is damaged")
     start = count * bytes_a_pixel
     raw = _decompress(data[1:], start + size, size * bytes_a_pixel)
     numbers = raw[start : start + size].reshape(sides)

@@ -207,23 +207,28 @@ class Volume(nn.Module):
 
     def walk(self, known: Known, level: Tensor, usual: Tensor, code: Code) -> None:
         """Code the planes, one after the other, all in integers; known (N = 1) has room for them, and then has them."""
-        phase, features = checkerboard(level), [torch.empty(0)]
+        phase = checkerboard(level)
+        features: dict[int, Tensor] = {}  # of planes that are the nearest ones of others still to come
+        last = {nearest: plane for plane, nearest in enumerate(self.nearest.tolist())}
         for plane, group in enumerate(self.groups.tolist()):
             where = level > group
             if not where.any():
                 break
             k = torch.tensor([plane], device=level.device)
             seen, own = self.seen(known, k * 0, k, level, usual[k]), torch.zeros_like(level)
+            nearest = int(self.nearest[plane])
             for i in range(2):
                 positions = (where & (phase == i)).flatten().nonzero()[:, 0]
                 x = self.features(seen, own, phase < i, plane)
-                nearest = int(self.nearest[plane])
                 joined = self.join(x, features[nearest] if nearest else torch.zeros_like(x)).flatten(2)
                 for part in positions.split(_POSITIONS):
                     logarithms = self.logarithms(joined[..., part, None], int(_scale(usual[k])))[0, ..., 0]
                     symbols = code(self.first_plane + plane, part, _frequencies(logarithms))
                     own.view(-1)[part] = torch.from_numpy(symbols).to(own)
-            features.append(self.features(seen, own, torch.ones_like(level), plane))
+            if plane + 1 in last:
+                features[plane + 1] = self.features(seen, own, torch.ones_like(level), plane)
+            if last[nearest] == plane:
+                features.pop(nearest, None)
             at = self.first_plane + plane
             known.symbols[:, at + 1] = own[0]
             known.totals[:, at + 1] = known.totals[:, at] + own[0].abs()
@@ -406,7 +411,10 @@ class Context3dCodec:
             nonlocal ended
             if not ended:
                 try:
-                    return decoder.decode_each(frequencies).clip(0, CENTRES - 1) - REACH
+                    numbers = decoder.decode_each(frequencies)
+                    if ((numbers < 0) | (numbers >= CENTRES)).any():
+                        raise FormatError("the coded data is damaged: a centre that there isn't")
+                    return numbers - REACH
                 except FormatError:  # what is missing is zero
                     if not view.truncated:
                         raise

@@ -181,8 +181,12 @@ class SoftvqCodec:
     def __init__(self, device: torch.device, weights: str | None = None):
         tensors, self.weights = weight_files.load(Path(__file__).parent, self.card.name, weights)
         networks = Networks()
-        networks.start_from(tensors)
-        bits = np.concatenate([tensors[f"{name}.bits"].numpy() for name in _NAMES], 1)
+        all_bits = [tensors.pop(f"{name}.bits") for name in _NAMES]
+        for name, book, some in zip(_NAMES, networks.codebooks, all_bits, strict=True):
+            book.start_from(some)
+            tensors[f"{name}.counts"] = book.counts
+        networks.load_state_dict(tensors)
+        bits = torch.cat(all_bits, 1).numpy()
         self.tables = lru_cache(4)(lambda position: codebook.tables(bits, position))
         self.networks, self.autoencoder, self.device = networks.to(device).eval(), networks.autoencoder, device
 

@@ -257,7 +257,8 @@ _COLOUR_BITS = 13
 
 class WaveletCodec:
     """One stream, `coefficients`: the step (2 bytes); or 0 (2 bytes), the step, the weighting (a signed byte a level,
-    finest first). Then as lic.layers.coefficients says."""
+    finest first); or 0 (4 bytes), the step, the weighting, the angles of the colour planes (3 signed bytes). Then as
+    lic.layers.coefficients says."""
 
     card = ModelCard(
         name="wavelet",
@@ -391,7 +392,7 @@ def _pixels(picture: Tensor, shape: PlaneShape, step: int, angles: Sequence[int]
     if shape.channels == 1:
         colours = values[:1] * round(3**-0.5 * 2**_COLOUR_BITS)
     else:
-        rgb = ((turn(angles) @ COLOUR.double()) * 2**_COLOUR_BITS).round().int().tolist()
+        rgb = ((turn(angles) @ COLOUR) * 2**_COLOUR_BITS).round().int().tolist()
         colours = torch.stack([sum(rgb[i][j] * values[i] for i in range(3)) for j in range(3)])
     fraction = _COLOUR_BITS + 6
     colours += 128 << fraction
