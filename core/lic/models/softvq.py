@@ -48,7 +48,7 @@ _ROWS = [len(latents) // dimension for latents, dimension in _GROUPS]
 _PLACES = torch.tensor(_SCALARS + _PAIRS + _QUADS).argsort()  # of the latents among those that vectors hold
 
 _SOFTEST, _HARDEST = 8.0, 48.0  # sharpness, per squared step
-_ANNEALING = 600  # steps of training
+_ANNEALING = 500  # steps of training
 
 
 def quality_position(quality: float) -> int:
