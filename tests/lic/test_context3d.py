@@ -10,10 +10,11 @@ from torch import Tensor
 
 from lic.entropy import Decoder, Encoder
 from lic.layers import importance
+from lic.layers.autoencoder import from_grids, to_grids
 from lic.layers.centres import CENTRES, REACH, Centres
 from lic.layers.importance import GROUPS, MapPrior
 from lic.layers.integer import PortableConv2d
-from lic.layers.volumes import PLANES, from_volumes, relatives, to_volumes
+from lic.layers.volumes import PLANES, relatives
 from lic.models.context3d import Context3dCodec, Known, Networks, checkerboard, spread
 from tests.lic.conftest import natural
 
@@ -63,7 +64,7 @@ def test_centres_are_hard_forward_and_soft_backward():
 
 def test_volumes_hold_all_latents_once():
     latents = torch.randn(2, 768, 3, 4)
-    assert torch.equal(from_volumes(*to_volumes(latents)), latents)
+    assert torch.equal(from_grids(*to_grids(latents)), latents)
     for planes, channels in zip(PLANES, (192, 144), strict=True):
         assert sorted(plane.number for plane in planes if plane.factor == 1) == list(range(channels))
         groups = [plane.group for plane in planes]

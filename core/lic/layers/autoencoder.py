@@ -181,6 +181,16 @@ class Autoencoder(nn.Module):
         return state | {"gains.log2": self.gains.rounded()}
 
 
+def to_grids(latents: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, LATENTS, h, w) -> the coarse grid (N, 192, h, w) and, unfolded, the fine one (N, 144, 2h, 2w)."""
+    return latents[:, : 4 * SPLIT], F.pixel_shuffle(latents[:, 4 * SPLIT :], 2)
+
+
+def from_grids(coarse: Tensor, fine: Tensor) -> Tensor:
+    """The inverse."""
+    return torch.cat([coarse, F.pixel_unshuffle(fine, 2)], 1)
+
+
 def latent_size(shape: PlaneShape) -> tuple[int, int]:
     """At least 2 x 2, the least that the transforms take."""
     return max(2, -(-shape.height // STRIDE)), max(2, -(-shape.width // STRIDE))

@@ -10,23 +10,12 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lic.layers.autoencoder import LATENTS, SPLIT
 from lic.layers.importance import GROUPS
 
 FACTORS = 64, 8, 1  # of digits
-
-
-def to_volumes(latents: Tensor) -> list[Tensor]:
-    """(N, LATENTS, h, w) -> (N, 192, h, w) and (N, 144, 2h, 2w)."""
-    return [latents[:, : 4 * SPLIT], F.pixel_shuffle(latents[:, 4 * SPLIT :], 2)]
-
-
-def from_volumes(coarse: Tensor, fine: Tensor) -> Tensor:
-    return torch.cat([coarse, F.pixel_unshuffle(fine, 2)], 1)
 
 
 def spread(x: Tensor) -> Tensor:

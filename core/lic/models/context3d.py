@@ -40,12 +40,12 @@ from lic.codec import ModelCard, PlaneShape, Settings, Streams, View
 from lic.entropy import Decoder, Encoder
 from lic.errors import FormatError
 from lic.layers import gain, importance, integer
-from lic.layers.autoencoder import LATENTS, Autoencoder, latent_size, latents_of, planes_of
+from lic.layers.autoencoder import LATENTS, Autoencoder, from_grids, latent_size, latents_of, planes_of, to_grids
 from lic.layers.centres import CENTRES, REACH, Centres, first_logarithms
 from lic.layers.gain import OCTAVE, Gains
 from lic.layers.importance import ImportanceNetwork, MapPrior
 from lic.layers.integer import Convolution, QuickConv2d, TrainableConv2d, kernel_for, rectified, signed
-from lic.layers.volumes import FACTORS, PLANES, from_volumes, relatives, spread, to_volumes
+from lic.layers.volumes import FACTORS, PLANES, relatives, spread
 
 _RELATIVES = 3  # neighbours of a plane along the channel axis
 _WINDOWS = 8, 32  # planes before it whose magnitudes are added up
@@ -279,7 +279,7 @@ class Networks(nn.Module):
 
     def quantise(self, scaled: Tensor) -> list[Quantised]:
         """Latents in steps (N, LATENTS, h, w) -> both volumes."""
-        parts = zip(self.volumes, to_volumes(scaled), strict=True)
+        parts = zip(self.volumes, to_grids(scaled), strict=True)
         return [volume.quantise(part, self.centres) for volume, part in parts]
 
     def opened(
@@ -323,7 +323,7 @@ class Networks(nn.Module):
             costs = volume.costs(known, own, part.before, level, usual, self.centres)
             bits = bits + (costs * _mask(level, kept, volume.groups)).sum((1, 2, 3))
             values.append(part.values * _mask(level, kept, volume.channel_groups))
-        decoded = self.autoencoder.synthesise(from_volumes(*values) * gains.after(position))
+        decoded = self.autoencoder.synthesise(from_grids(*values) * gains.after(position))
         worth_reading = {"level": mean_level, "map_share": (map_bits / bits).mean()}
         return gain.structural_losses(bits, pixels, decoded, position) | worth_reading
 
@@ -423,6 +423,6 @@ class Context3dCodec:
 
         symbols = self.networks.walk(level.float()[None, None].to(self.device), position, code)
         volumes = zip(self.networks.volumes, symbols, strict=True)
-        steps = from_volumes(*(volume.dequantise(some, self.networks.centres)[None] for volume, some in volumes))
+        steps = from_grids(*(volume.dequantise(some, self.networks.centres)[None] for volume, some in volumes))
         latents = self.autoencoder.gains.dequantise(steps[0], position)
         return view.of(planes_of(latents, shape, self.autoencoder.synthesise), shape)

@@ -37,8 +37,8 @@ from lic import weights as weight_files
 from lic.codec import ModelCard, PlaneShape, Settings, Streams, View
 from lic.entropy import Decoder, Encoder, Table
 from lic.errors import FormatError
-from lic.layers import gain, integer, mixture
-from lic.layers.autoencoder import SPLIT, latent_size, latents_of, planes_of
+from lic.layers import autoencoder, gain, integer, mixture
+from lic.layers.autoencoder import latent_size, latents_of, planes_of
 from lic.layers.gain import COARSEST, OCTAVE
 from lic.layers.gaussian import NARROWEST
 from lic.layers.integer import Convolution, QuickConv2d, TrainableConv2d, kernel_for, signed
@@ -61,11 +61,12 @@ _CAUTION = 0.2  # the correction's unit, in steps: the first moves of its weight
 
 def to_grids(latents: Tensor) -> tuple[Tensor, Tensor]:
     """(N, LATENTS, h, w) -> the coarse grid (N, 192, h, w) and the fine one (N, 144, 2h, 2w)."""
-    return latents[:, : 4 * SPLIT], F.pixel_shuffle(latents[:, 4 * SPLIT :], 2)[:, _ORDER]
+    coarse, fine = autoencoder.to_grids(latents)
+    return coarse, fine[:, _ORDER]
 
 
 def from_grids(coarse: Tensor, fine: Tensor) -> Tensor:
-    return torch.cat([coarse, F.pixel_unshuffle(fine[:, np.argsort(_ORDER)], 2)], 1)
+    return autoencoder.from_grids(coarse, fine[:, np.argsort(_ORDER)])
 
 
 def phases(x: Tensor) -> Tensor:

@@ -224,8 +224,6 @@ def quality_step(quality: float) -> int:
 # make the least squared error; but eyes, and what models them, see coarse details better.
 WEIGHTING: dict[str, tuple[int, ...]] = {"psnr": (0, 0, 0, 0, 0, 0), "visual": (-3, -1, 0, 2, 3, 3)}
 _LARGEST_WEIGHT = 16
-
-
 _WEIGHTED = struct.Struct(f"<HH{LEVELS}b")  # 0, where the step would be otherwise; the step; the weighting
 _TURNED = struct.Struct(f"<HHH{LEVELS}b3b")  # 0, 0, the step, the weighting, the angles
 
