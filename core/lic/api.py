@@ -43,6 +43,7 @@ def encode(
     lossless: bool = False,
     effort: int | None = None,
     tune: str = "psnr",
+    context: str = "parallel",
     device: str | torch.device | None = None,
     exif: bytes | None = None,
     icc_profile: bytes | None = None,
@@ -61,6 +62,7 @@ def encode(
     lossless: bit for bit, whatever the quality. Screenshots and drawings come so, too, where that is smaller.
     effort: 0 to 9, how hard the encoder searches; decoding is the same.
     tune: "psnr", the least squared error; or, of models that can, "visual": the smallest file of the same look.
+    context: "parallel", or, of `hybrid`, "serial": latents in the order of its paper, slower. Files name which it was.
     device: "auto" (CUDA, then MPS, then CPU), or a torch device; the default is $LIC_DEVICE, then "auto".
     exif, icc_profile, xmp: kept byte for byte.
     durations: milliseconds, one a frame; loop: how often to play, 0 for ever.
@@ -86,6 +88,12 @@ def encode(
         able = [n for n, c in registry.cards().items() if (c.lossless if lossless else c.lossy)]
         kind = "lossless" if lossless else "lossy"
         raise LicError(f"model {model!r} is not {kind}; {kind} models installed: {', '.join(able) or 'none'}")
+    if context == "serial" and card.serial_by:
+        model, card = card.serial_by, registry.model_class(card.serial_by).card
+    elif context != "parallel":
+        able = [n for n, c in registry.cards().items() if c.serial_by]
+        advice = f"leave context out, or choose {' or '.join(able)} with 'serial'"
+        raise LicError(f"model {model!r} has no {context!r} context; {advice}")
     if tune not in card.tunes:
         raise LicError(f"model {model!r} can be tuned for {' or '.join(card.tunes)}, not for {tune!r}")
     if durations is None:

@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     encode.add_argument("-m", "--model", default="wavelet", help="see `lic models` (%(default)s)")
     encode.add_argument("--effort", type=int, default=api.DEFAULT_EFFORT, help="0 to 9 (%(default)s)")
     encode.add_argument("--tune", default="psnr", help="psnr, or visual: the same look in fewer bytes (%(default)s)")
+    encode.add_argument("--context", default="parallel", help="parallel, or, of hybrid, serial (%(default)s)")
     encode.add_argument("--lossless", action="store_true", help="bit for bit")
     encode.set_defaults(run=_encode)
 
@@ -73,8 +74,9 @@ def _add_files(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def _encode(args: argparse.Namespace) -> int:
-    names = ("quality", "model", "effort", "tune", "lossless", "device", "target_size", "target_bpp", "target_psnr")
-    options = {name: getattr(args, name) for name in names}
+    names = "quality", "model", "effort", "tune", "context", "lossless", "device"
+    targets = "target_size", "target_bpp", "target_psnr"
+    options = {name: getattr(args, name) for name in names + targets}
     return _convert(args, ".lic", partial(_encode_file, options=options))
 
 

@@ -18,8 +18,8 @@ Streams = dict[str, bytes]
 class ModelCard:
     """What a model is and is for.
 
-    streams: the names of the byte strings it writes, in their order in the file. lossless_by: the model that stands in
-    for it where lossless coding is asked for. tunes: what it can be tuned for.
+    streams: the names of the byte strings it writes, in their order in the file. lossless_by, serial_by: the models
+    that stand in for it where lossless coding or a serial context is asked for. tunes: what it can be tuned for.
     """
 
     name: str
@@ -29,6 +29,7 @@ class ModelCard:
     lossless: bool
     streams: tuple[str, ...]
     lossless_by: str | None = None
+    serial_by: str | None = None
     tunes: tuple[str, ...] = ("psnr",)
 
 

@@ -28,6 +28,7 @@ MODEL_CODES = {
     "pixelcnn": 9,
     "l3c": 10,
     "wavelet_lossless": 11,
+    "hybrid_serial": 12,
 }
 _MODEL_NAMES = {code: name for name, code in MODEL_CODES.items()}
 

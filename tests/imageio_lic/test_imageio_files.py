@@ -130,6 +130,10 @@ def test_options_reach_the_codec():
         encoded(picture(32, 48), no_such_option=1)
 
 
+def test_a_serial_context():
+    assert iio.immeta(encoded(picture(32, 48, 3), model="hybrid", context="serial"))["model"] == "hybrid_serial"
+
+
 def test_frames(animation: bytes):
     frames = iio.imread(animation, index=...)
     assert np.array_equal(iio.imread(animation), frames)

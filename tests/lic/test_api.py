@@ -82,6 +82,14 @@ def test_sources_may_be_bytes_paths_and_files(photo, tmp_path):
         lic.decode(5)
 
 
+def test_the_context_is_chosen_at_encoding_and_named_in_the_file(photo):
+    parallel, serial = (lic.encode(photo, model="hybrid", context=context) for context in ("parallel", "serial"))
+    assert [lic.read_info(data).model for data in (parallel, serial)] == ["hybrid", "hybrid_serial"]
+    assert np.array_equal(lic.decode(parallel).pixels, lic.decode(serial).pixels)  # the same latents
+    assert lic.encode(photo, model="hybrid") == parallel
+    assert lic.encode(photo, model="hybrid_serial") == serial
+
+
 BAD = {
     "floats": (np.zeros((4, 4)), {}, TypeError, "float64"),
     "no array": ([[1, 2]], {}, TypeError, "list"),
@@ -96,6 +104,13 @@ BAD = {
     "unknown model": (np.zeros((4, 4), np.uint8), {"model": "no-such"}, lic.ModelError, "installed are"),
     "lossless": (np.zeros((4, 4), np.uint8), {"lossless": True, "model": "factorized"}, ValueError, "not lossless"),
     "tune": (np.zeros((4, 4), np.uint8), {"tune": "ears"}, ValueError, "psnr or visual"),
+    "context": (np.zeros((4, 4), np.uint8), {"context": "serial"}, ValueError, "choose hybrid"),
+    "unknown context": (
+        np.zeros((4, 4), np.uint8),
+        {"context": "no", "model": "hybrid"},
+        ValueError,
+        "no 'no' context",
+    ),
     "lossy": (np.zeros((4, 4), np.uint8), {"model": "wavelet_lossless"}, ValueError, "not lossy"),
     "device": (np.zeros((4, 4), np.uint8), {"device": "abacus"}, ValueError, "abacus"),
     "exif as text": (np.zeros((4, 4), np.uint8), {"exif": "no"}, TypeError, "bytes"),

@@ -1,6 +1,7 @@
 """The survey's models with the weights they start from: a wavelet packet that nothing has trained."""
 
 import contextlib
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,9 +14,9 @@ import lic
 from lic import cli
 from lic.codec import Codec, PlaneShape, Settings, View
 from lic.entropy import Table
-from lic.layers import gaussian
+from lic.layers import gaussian, mixture
 from lic.layers.integer import Int8Conv2d, PortableConv2d
-from lic.models import context3d, factorized, hybrid, hyperprior, softvq
+from lic.models import context3d, factorized, hybrid, hybrid_serial, hyperprior, softvq
 from lic.training import data, loop
 from tests.lic.conftest import natural
 
@@ -23,6 +24,7 @@ CLASSES: dict[str, type[Codec]] = {
     "factorized": factorized.FactorizedCodec,
     "hyperprior": hyperprior.HyperpriorCodec,
     "hybrid": hybrid.HybridCodec,
+    "hybrid_serial": hybrid_serial.HybridSerialCodec,
     "softvq": softvq.SoftvqCodec,
     "context3d": context3d.Context3dCodec,
 }
@@ -32,10 +34,12 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    for name, cls in CLASSES.items():
-        torch.manual_seed(0)
-        shipped = cls.trainable().shipped([natural(90, 70, 3, seed=s) for s in range(3)])
-        save_file({k: v.contiguous() for k, v in shipped.items()}, folder / f"{name}.safetensors")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hybrid_serial, "__file__", str(folder / "model.py"))  # it goes on from `hybrid`
+        for name, cls in CLASSES.items():
+            torch.manual_seed(0)
+            shipped = cls.trainable().shipped([natural(90, 70, 3, seed=s) for s in range(3)])
+            save_file({k: v.contiguous() for k, v in shipped.items()}, folder / f"{name}.safetensors")
     return folder
 
 
@@ -127,7 +131,7 @@ def symbols_of(codec: Codec, streams: dict[str, bytes], shape: PlaneShape, monke
 
 @pytest.mark.skipif(not Int8Conv2d.available(), reason="this torch lacks the int8 kernel")
 @pytest.mark.parametrize("size", [(96, 128), (61, 147), (5, 1)])
-@pytest.mark.parametrize("name", ["hyperprior", "hybrid", "context3d"])
+@pytest.mark.parametrize("name", ["hyperprior", "hybrid", "hybrid_serial", "context3d"])
 def test_all_kernels_and_thread_counts_decode_the_same_symbols(folder, monkeypatch, name, size):
     module = sys.modules[CLASSES[name].__module__]
     monkeypatch.setattr(module, "__file__", str(folder / "model.py"))
@@ -191,7 +195,8 @@ def test_what_training_counts_is_what_files_take(folder, name, monkeypatch):
         decoded = codec.decompress(streams, PlaneShape(3, 128, 192, 8), View())
     bits = 8 * sum(map(len, streams.values()))
     assert abs(bits / (128 * 192) / float(losses["bits_per_pixel"]) - 1) < 0.03
-    assert abs(psnr(pixels, decoded.permute(1, 2, 0).numpy()) - float(losses["psnr"])) < 0.05
+    if "psnr" in losses:
+        assert abs(psnr(pixels, decoded.permute(1, 2, 0).numpy()) - float(losses["psnr"])) < 0.05
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -201,7 +206,9 @@ def test_three_steps_of_training(name, tmp_path):
     before = {key: value.clone() for key, value in networks.state_dict().items()}
     options = loop.Options(steps=3, batch=2, side=64)
     run = loop.train(networks, pictures, tmp_path / "run", options, CPU)
-    unmoved = [key for key, value in run.networks.named_parameters() if torch.equal(value, before[key])]
+    unmoved = [
+        key for key, value in run.networks.named_parameters() if value.requires_grad and torch.equal(value, before[key])
+    ]
     assert not unmoved
     assert all(torch.isfinite(value).all() for value in run.networks.state_dict().values())
     assert np.isfinite(list(run.validate(pictures.validation).values())).all()
@@ -216,17 +223,18 @@ def test_three_steps_of_training(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_the_command_trains_them(name, tmp_path, monkeypatch):
+def test_the_command_trains_them(name, folder, tmp_path, monkeypatch):
     from PIL import Image
 
     monkeypatch.setattr("lic.registry.model_class", CLASSES.__getitem__)
+    monkeypatch.setattr(sys.modules[CLASSES[name].__module__], "__file__", str(tmp_path / "model.py"))
+    shutil.copy(folder / "hybrid.safetensors", tmp_path)  # what `hybrid_serial` goes on from
     (tmp_path / "pictures").mkdir()
     for seed in range(3):
         Image.fromarray(natural(70, 70, 3, seed=seed)).save(tmp_path / "pictures" / f"{seed}.png")
     exported = tmp_path / f"{name}.safetensors"
     arguments = ["train", name, "--data", str(tmp_path / "pictures"), "--folder", str(tmp_path / "run"), "--steps", "1"]
     assert cli.main([*arguments, "--batch", "1", "--side", "64", "--device", "cpu", "--export", str(exported)]) == 0
-    monkeypatch.setattr(sys.modules[CLASSES[name].__module__], "__file__", str(tmp_path / "model.py"))
     CLASSES[name](CPU)
 
 
@@ -273,6 +281,38 @@ def test_hybrid_without_its_enhancement(folder, monkeypatch, photo):
         enhanced = codec.decompress(streams, shape, View())
         codec.enhances = False
         assert (codec.decompress(streams, shape, View()) != enhanced).any()
+
+
+@pytest.mark.parametrize("size", [(6, 9), (2, 7), (9, 2)])
+def test_a_wavefront_has_the_mixtures_that_all_positions_at_once_have(folder, monkeypatch, size):
+    """What a decoder computes of the latents decoded so far, against a convolution over the whole picture."""
+    monkeypatch.setattr(hybrid_serial, "__file__", str(folder / "model.py"))
+    codec, rng = hybrid_serial.HybridSerialCodec(CPU), np.random.default_rng(0)
+    networks, expected = codec.networks, []
+
+    def code(place, mixtures):
+        expected.append((place, mixtures))
+        return rng.integers(-9, 10, mixtures.means.shape[1])
+
+    hyper = torch.randint(-20, 21, (hyperprior.HYPERLATENTS, -(-size[0] // 4), -(-size[1] // 4)))
+    with torch.inference_mode():
+        latents = networks.walk(hyper, 700, size, codec.cumulative, code)[None].long()
+        at = torch.tensor([700])
+        trunk = networks.hyper_synthesis.features(networks.hyper_inputs(hyper, 700))
+        real = networks.hyper_synthesis.out(trunk)
+        scales = hybrid.to_grids(networks.integer_log2_scales(real, 700, size)[None])
+        known = [
+            mixture.relative(*grids).clamp(-63, 63) for grids in zip(hybrid.to_grids(latents), scales, strict=True)
+        ]
+        trunk = trunk[..., : size[0], : size[1]]
+        trunks = trunk, networks.finer(trunk, known[0], at)
+        parameters = [networks.serial_of(grid).whole(trunks[grid], known[grid], at).flatten(2)[0] for grid in range(2)]
+    for place, mixtures in expected:
+        there = parameters[place.grid][:, place.positions]
+        again = mixture.Mixtures.of(there, place.of(scales), codec.cumulative)
+        assert all(np.array_equal(*fields) for fields in zip(again, mixtures, strict=True))
+    assert len(expected) == sum(len(hybrid_serial.wavefronts(*(n * k for n in size))) for k in (1, 2))
+    assert len({tuple(mixtures.means[:, 0]) for _, mixtures in expected}) > 3
 
 
 @pytest.mark.parametrize("name", ["hyperprior", "hybrid"])

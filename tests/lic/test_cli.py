@@ -39,6 +39,15 @@ def test_a_target_size(pictures, tmp_path):
     assert 680 < (tmp_path / "x.lic").stat().st_size <= 700
 
 
+def test_a_serial_context(pictures, tmp_path, capsys):
+    target = str(tmp_path / "x.lic")
+    assert cli.main(["encode", str(pictures[0]), "-o", target, "--model", "hybrid", "--context", "serial"]) == 0
+    assert cli.main(["info", target]) == 0
+    assert "hybrid_serial" in capsys.readouterr().out
+    assert cli.main(["encode", str(pictures[0]), "-o", target, "--context", "serial", "--force"]) == 1
+    assert "choose hybrid" in capsys.readouterr().err
+
+
 def test_what_is_there_is_kept_unless_forced(pictures, tmp_path):
     target = tmp_path / "a.lic"
     target.write_bytes(b"mine")

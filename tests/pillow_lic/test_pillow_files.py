@@ -137,6 +137,11 @@ def test_options_reach_the_codec():
     assert len(saved(picture(), quality=50, model="wavelet", device="cpu").fp.getvalue()) == sizes[1]
 
 
+def test_a_serial_context():
+    file = saved(picture(), model="hybrid", context="serial").fp
+    assert lic.read_info(file.getvalue()).model == "hybrid_serial"
+
+
 def test_options_of_other_formats_are_ignored():
     assert saved(picture(), subsampling=0, optimize=True).size == (48, 32)
 

@@ -13,10 +13,11 @@ enhancement follows synthesis and is trained together with the rest (section 3.1
 
 What differs: transforms, gain units and hyperlatents are those of `hyperprior`, which it extends and starts from; what
 h_s says of scales is the unit of the mixtures. Where the paper decodes latent after latent, here all of a pass are
-decoded at once, at every second position of every second row. The first 192 channels, whose positions are 16 pixels
-apart, are the coarse grid; the others, which come folded, unfold into 144 channels 8 pixels apart, the fine grid. The
-enhancement works on the picture folded 2x2; the paper's is GRDN. Noise stands for quantisation in the rate alone: local
-context and synthesis get rounded latents in training, too. What is new learns faster than what `hyperprior` brings.
+decoded at once, at every second position of every second row; `hybrid_serial` has the paper's order. The first 192
+channels, whose positions are 16 pixels apart, are the coarse grid; the others, which come folded, unfold into 144
+channels 8 pixels apart, the fine grid. The enhancement works on the picture folded 2x2; the paper's is GRDN. Noise
+stands for quantisation in the rate alone: local context and synthesis get rounded latents in training, too. What is new
+learns faster than what `hyperprior` brings.
 
 Everything that chooses a mixture works in integers (lic.layers.integer, lic.layers.mixture) on what both sides decode.
 """
@@ -50,8 +51,8 @@ from lic.models.hyperprior import FEATURES, HIDDEN
 # networks for them are.
 GROUPS = (4, 12, 48, 128), (32, 16, 96)
 _WIDTHS = (32, 48, 64, 32), (48, 32, 16)
-_FINE_TRUNK = 40
-_KNOWN = signed(4)  # latents in sixteenths of their scales
+FINE_TRUNK = 40
+KNOWN = signed(4)  # latents in sixteenths of their scales
 _ORDER = sorted(range(sum(GROUPS[1])), key=lambda channel: channel % 48 >= 16)  # of the fine grid: luma first
 PHASES = 4
 _POSITIONS = 4096  # that parameters are computed for at once
@@ -76,18 +77,18 @@ def phases(x: Tensor) -> Tensor:
     return rows[:, None] + 2 * (rows[:, None] ^ columns)
 
 
-def _position_plane(position: Tensor, x: Tensor) -> Tensor:
+def position_plane(position: Tensor, x: Tensor) -> Tensor:
     """position (N,), integers -> -63..63, in the shape of a channel of x (N, C, h, w)."""
     return (position * 18 // OCTAVE - 63).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
 
 
-class _Group(nn.Module):
+class Group(nn.Module):
     """Latents that are coded together: what is known of and around them -> their mixtures."""
 
     def __init__(self, conv: type[Convolution], trunk: int, earlier: int, coded: int, width: int):
         super().__init__()
         self.form, self.coded = conv.form, coded
-        self.context = conv(2 * coded + earlier + 1, width, 3, _KNOWN, FEATURES, biases=PHASES)
+        self.context = conv(2 * coded + earlier + 1, width, 3, KNOWN, FEATURES, biases=PHASES)
         self.mix = conv(trunk + width, width, 1, FEATURES, FEATURES)
         self.hidden = conv(width, width, 1, FEATURES, FEATURES)
         self.out = conv(width, PARAMETERS * coded, 1, FEATURES, None)
@@ -98,8 +99,8 @@ class _Group(nn.Module):
     def features(self, trunk: Tensor, own: Tensor, earlier: Tensor, position: Tensor, phase: int) -> Tensor:
         """What `own` (N, coded, h, w) holds of the group's latents (zero where unknown) and `earlier` of those of the
         grid's earlier groups, integers -63..63 -> activations, all positions."""
-        known = torch.cat([own, own.abs(), earlier.abs(), _position_plane(position, own)], 1)
-        return self.mix(torch.cat([trunk, self.context(self.form(known, _KNOWN), phase)], 1))
+        known = torch.cat([own, own.abs(), earlier.abs(), position_plane(position, own)], 1)
+        return self.mix(torch.cat([trunk, self.context(self.form(known, KNOWN), phase)], 1))
 
     def mixtures(self, features: Tensor) -> Tensor:
         """-> the parameters of the mixtures (N, PARAMETERS * coded, h, w), real numbers."""
@@ -112,12 +113,12 @@ class _Finer(nn.Module):
     def __init__(self, conv: type[Convolution]):
         super().__init__()
         self.form = conv.form
-        self.context = conv(sum(GROUPS[0]) + 1, 48, 1, _KNOWN, FEATURES)
-        self.mix = conv(HIDDEN + 48, 4 * _FINE_TRUNK, 1, FEATURES, FEATURES)
+        self.context = conv(sum(GROUPS[0]) + 1, 48, 1, KNOWN, FEATURES)
+        self.mix = conv(HIDDEN + 48, 4 * FINE_TRUNK, 1, FEATURES, FEATURES)
 
     def forward(self, trunk: Tensor, known: Tensor, position: Tensor) -> Tensor:
-        known = torch.cat([known.abs(), _position_plane(position, known)], 1)
-        return F.pixel_shuffle(self.mix(torch.cat([trunk, self.context(self.form(known, _KNOWN))], 1)), 2)
+        known = torch.cat([known.abs(), position_plane(position, known)], 1)
+        return F.pixel_shuffle(self.mix(torch.cat([trunk, self.context(self.form(known, KNOWN))], 1)), 2)
 
 
 class _Residual(nn.Sequential):
@@ -169,6 +170,7 @@ class Place(NamedTuple):
 
 
 Code = Callable[[Place, Mixtures], NDArray[np.int64]]  # see `Networks.walk`
+CodeGrid = Callable[[Place, Tensor], Tensor]  # from parameters (PARAMETERS * C, m) to symbols (C, m)
 
 
 class Networks(hyperprior.Networks):
@@ -180,37 +182,43 @@ class Networks(hyperprior.Networks):
         self.coarse, self.fine = (
             nn.ModuleList(
                 [
-                    _Group(conv, trunk, sum(groups[:i]), coded, width)
+                    Group(conv, trunk, sum(groups[:i]), coded, width)
                     for i, (coded, width) in enumerate(zip(groups, widths, strict=True))
                 ]
             )
-            for trunk, groups, widths in zip((HIDDEN, _FINE_TRUNK), GROUPS, _WIDTHS, strict=True)
+            for trunk, groups, widths in zip((HIDDEN, FINE_TRUNK), GROUPS, _WIDTHS, strict=True)
         )
         self.finer = _Finer(conv)
         self.enhancement = Enhancement()
 
-    def groups(self, grid: int) -> list[_Group]:
-        return cast(list[_Group], list((self.coarse, self.fine)[grid]))
+    def groups(self, grid: int) -> list[Group]:
+        return cast(list[Group], list((self.coarse, self.fine)[grid]))
 
     def forward(self, pixels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """A training step. Besides the usual: the decibels that the enhancement gains."""
         position = gain.positions(len(pixels), generator).to(pixels.device)
-        gains = self.autoencoder.gains
+        scaled, hyper_bits, trunk, log2_scales = self.analysed(pixels, position, generator)
+        rounded = gain.rounded(scaled)
+        symbols = gain.noisy(scaled, generator) if self.training else rounded
+        bits = self.mixture_bits(symbols, rounded, trunk, log2_scales, position)
+        decoded = self.autoencoder.synthesise(rounded * self.autoencoder.gains.after(position))
+        enhanced = self.enhancement(decoded, position)
+        losses = gain.losses(bits + hyper_bits, pixels, enhanced, position)
+        plain = gain.losses(bits + hyper_bits, pixels, decoded.detach(), position)
+        return losses | {"gain_db": losses["psnr"] - plain["psnr"]}
+
+    def analysed(
+        self, pixels: Tensor, position: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """In training: latents in steps (N, LATENTS, h, w), the bits of their hyperlatents (N,), and global context:
+        activations (N, HIDDEN, h, w), and the logarithms of the latents' scales, in steps."""
         latents = self.autoencoder.analyse(pixels)
         hyper_bits, inputs = self.side_information(latents, position, generator)
         size = latents.shape[2:]
         trunk = self.hyper_synthesis.features(inputs)
         log2_scales = self.log2_scales(self.hyper_synthesis.out(trunk), position, size)
-        scaled = latents * gains.before(position)
-        rounded = gain.rounded(scaled)
-        symbols = gain.noisy(scaled, generator) if self.training else rounded
-        trunk = trunk[..., : size[0], : size[1]]
-        bits = self.mixture_bits(symbols, rounded, trunk, log2_scales, position)
-        decoded = self.autoencoder.synthesise(rounded * gains.after(position))
-        enhanced = self.enhancement(decoded, position)
-        losses = gain.losses(bits + hyper_bits, pixels, enhanced, position)
-        plain = gain.losses(bits + hyper_bits, pixels, decoded.detach(), position)
-        return losses | {"gain_db": losses["psnr"] - plain["psnr"]}
+        scaled = latents * self.autoencoder.gains.before(position)
+        return scaled, hyper_bits, trunk[..., : size[0], : size[1]], log2_scales
 
     def mixture_bits(
         self, symbols: Tensor, rounded: Tensor, trunk: Tensor, log2_scales: Tensor, position: Tensor
@@ -220,24 +228,32 @@ class Networks(hyperprior.Networks):
         rounded is what local context is made of.
         """
         with torch.no_grad():
-            relative = rounded * torch.exp2(_KNOWN.exponent - log2_scales.clamp(NARROWEST, WIDEST))
+            relative = rounded * torch.exp2(KNOWN.exponent - log2_scales.clamp(NARROWEST, WIDEST))
             known = to_grids(relative.round().clamp(-63, 63))
             integer_position = (position * OCTAVE).round().long()
         bits = torch.zeros_like(position)
         for grid, (scales, values) in enumerate(zip(to_grids(log2_scales), to_grids(symbols), strict=True)):
             if grid:
                 trunk = self.finer(trunk, known[0], integer_position)
-            phase, first = phases(scales), 0
-            for group in self.groups(grid):
-                channels = slice(first, first + group.coded)
-                own, earlier = known[grid][:, channels], known[grid][:, :first]
-                features = [
-                    group.features(trunk, own * (phase < number), earlier, integer_position, number) * (phase == number)
-                    for number in range(PHASES)
-                ]
-                parameters = group.mixtures(torch.stack(features).sum(0)).float()
-                bits = bits + mixture.mixture_bits(values[:, channels], scales[:, channels], parameters).sum((1, 2, 3))
-                first += group.coded
+            bits = bits + self.grid_bits(grid, values, scales, trunk, known[grid], integer_position)
+        return bits
+
+    def grid_bits(
+        self, grid: int, values: Tensor, scales: Tensor, trunk: Tensor, known: Tensor, position: Tensor
+    ) -> Tensor:
+        """Those of one grid's symbols, its values (N, C, h, w), whose logarithms of scales, trunk and what is known,
+        all of it, are of the same size; position (N,), integers."""
+        bits, phase, first = torch.zeros(len(values), device=values.device), phases(scales), 0
+        for group in self.groups(grid):
+            channels = slice(first, first + group.coded)
+            own, earlier = known[:, channels], known[:, :first]
+            features = [
+                group.features(trunk, own * (phase < number), earlier, position, number) * (phase == number)
+                for number in range(PHASES)
+            ]
+            parameters = group.mixtures(torch.stack(features).sum(0)).float()
+            bits = bits + mixture.mixture_bits(values[:, channels], scales[:, channels], parameters).sum((1, 2, 3))
+            first += group.coded
         return bits
 
     def walk(
@@ -257,25 +273,33 @@ class Networks(hyperprior.Networks):
             [torch.zeros_like(scales, memory_format=torch.contiguous_format) for scales in log2_scales]
             for _ in range(2)
         )
+
+        def code_grid(place: Place, parameters: Tensor) -> Tensor:
+            values = code(place, Mixtures.of(parameters, place.of(log2_scales), cumulative))
+            return torch.from_numpy(values).to(hyper.device).view(-1, len(place.positions))
+
         for grid in range(2):
             if grid:
                 trunk = self.finer(trunk, known[0], at)
-            phase, first = phases(known[grid]).flatten(), 0
-            for group in self.groups(grid):
-                channels = slice(first, first + group.coded)
-                own, earlier = known[grid][:, channels], known[grid][:, :first]
-                for number in range(PHASES):
-                    features = group.features(trunk, own, earlier, at, number).flatten(2)
-                    for part in (phase == number).nonzero()[:, 0].split(_POSITIONS):
-                        place = Place(grid, channels, part)
-                        parameters = group.mixtures(features[..., part, None])[0, ..., 0]
-                        coded = code(place, Mixtures.of(parameters, place.of(log2_scales), cumulative))
-                        values = torch.from_numpy(coded).to(own.device).view(group.coded, -1)
-                        symbols[grid][0, channels].flatten(1)[:, part] = values
-                    scales = log2_scales[grid][:, channels]
-                    own.copy_(mixture.relative(symbols[grid][:, channels], scales).clamp(-63, 63))
-                first += group.coded
+            self.walk_grid(grid, symbols[grid], known[grid], log2_scales[grid], trunk, at, code_grid)
         return from_grids(*symbols)[0].int()
+
+    def walk_grid(
+        self, grid: int, symbols: Tensor, known: Tensor, scales: Tensor, trunk: Tensor, position: Tensor, code: CodeGrid
+    ) -> None:
+        """Code one grid. symbols and known (1, C, h, w), zeros, are filled in; the rest is as in `grid_bits`."""
+        phase, first = phases(known).flatten(), 0
+        for group in self.groups(grid):
+            channels = slice(first, first + group.coded)
+            own, earlier = known[:, channels], known[:, :first]
+            for number in range(PHASES):
+                features = group.features(trunk, own, earlier, position, number).flatten(2)
+                for part in (phase == number).nonzero()[:, 0].split(_POSITIONS):
+                    parameters = group.mixtures(features[..., part, None])[0, ..., 0]
+                    values = code(Place(grid, channels, part), parameters)
+                    symbols[0, channels].flatten(1)[:, part] = values
+                own.copy_(mixture.relative(symbols[:, channels], scales[:, channels]).clamp(-63, 63))
+            first += group.coded
 
     def rounded(self) -> dict[str, Tensor]:
         halves = {f"enhancement.{name}": tensor.half() for name, tensor in self.enhancement.state_dict().items()}
@@ -286,7 +310,7 @@ class Networks(hyperprior.Networks):
     def shipped(self, pictures: list[np.ndarray]) -> dict[str, Tensor]:
         """As for `hyperprior`; what follows the pictures are the tables for latents that are surely zero."""
         out = self.rounded()
-        networks = Networks(kernel_for(torch.device("cpu")))
+        networks = type(self)(kernel_for(torch.device("cpu")))
         networks.load_state_dict(out)
         knots, counts = mixture.knots(), np.zeros((mixture.SURE, 2 * mixture.SURE_REACH + 2))
         for hyper, symbols, position in networks.quantised(pictures):
@@ -321,6 +345,7 @@ class HybridCodec(hyperprior.HyperpriorCodec):
         lossy=True,
         lossless=False,
         streams=("hyperlatents", "latents"),
+        serial_by="hybrid_serial",
     )
     networks: Networks
     enhances = True
