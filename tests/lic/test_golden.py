@@ -18,8 +18,8 @@ from tests.lic.conftest import chart, natural, screenshot, sunset
 FOLDER = Path(__file__).parents[1] / "golden"
 METADATA = {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0", "icc_profile": b"profile", "xmp": b"<x:xmpmeta/>"}
 
-
-INEXACT = ("factorized", "hyperprior", "hybrid", "context3d", "softvq")  # models whose synthesis is in floating point
+# Models whose synthesis is in floating point.
+INEXACT = "factorized", "hyperprior", "hybrid", "hybrid_serial", "context3d", "softvq"
 
 
 def pictures() -> dict[str, bytes]:
