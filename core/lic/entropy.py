@@ -144,8 +144,9 @@ class Decoder:
     def decode_each(self, frequencies: NDArray[np.float64]) -> NDArray[np.int32]:
         """The next values (n,), each with frequencies of its own."""
         values = self._take(np.ascontiguousarray(frequencies), _EACH) - 1
-        for at in np.flatnonzero(values < 0).tolist():
-            values[at] = self._escape(frequencies.shape[1] - 1)
+        if values.min(initial=0) < 0:
+            for at in np.flatnonzero(values < 0).tolist():
+                values[at] = self._escape(frequencies.shape[1] - 1)
         return values
 
     def _escape(self, size: int) -> int:

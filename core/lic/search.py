@@ -7,6 +7,7 @@ from collections.abc import Callable
 START = 50.0
 SLOPE = 0.05  # what a unit of quality adds to the logarithm of a size, roughly; and, times 8, to decibels
 NARROWEST = 0.005  # of an interval of qualities, beyond which no search makes sense
+NEIGHBOURS = 0.05, -0.05, 0.1, -0.1, 0.15, -0.15, 0.2, -0.2  # qualities away
 
 
 def quality_for(measure: Callable[[float], float], goal: float, tolerance: float, slope: float) -> float | None:
@@ -33,6 +34,11 @@ def quality_for(measure: Callable[[float], float], goal: float, tolerance: float
         if low and high and best:
             width = high[0] - low[0]
             if width < NARROWEST:
+                # A step in quantisation can move sizes either way: a quality nearby may do better.
+                for away in NEIGHBOURS:
+                    if best[0] < goal - tolerance and 0 <= quality + away <= 100:
+                        value = measure(quality + away)
+                        best = max(best, (value, quality + away)) if value <= goal else best
                 return best[1]
             share = (aim - low[1]) / (high[1] - low[1])
             following = low[0] + min(max(share, 0.1), 0.9) * width

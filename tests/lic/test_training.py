@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lic import LicError, cli
+from lic.layers import tiles
 from lic.models import wavelet
 from lic.training import data, loop
 from tests.lic.conftest import natural
@@ -195,3 +196,23 @@ def test_torchrun_trains_a_model_in_two_processes(folder, tmp_path):
     command += ["--data", folder, "--folder", tmp_path / "run", "--steps", "1", "--batch", "1", "--side", "64"]
     subprocess.run(command, check=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (60, 100), (96, 160)])
+def test_the_part_that_training_codes_is_what_the_whole_would_be(corner):
+    torch.manual_seed(0)
+    networks = wavelet.WaveletCodec.trainable()
+    planes, step = 10 * torch.randn(1, 3, 256, 320), torch.tensor([1280])
+    part = tiles.Area(*corner, corner[0] + 160, corner[1] + 160)
+    plan = tiles.plan(256, 320, wavelet.LEVELS)
+
+    def exact(_, c, mean, log_scale):
+        return (c * 128).round().int()
+
+    pictures = []
+    for levels in (plan, wavelet._partly(plan, part, 256, 320)):
+        with torch.no_grad():
+            picture = networks._walk(planes, step, exact, levels)
+        pictures.append(picture[part.within(levels[-1].area.finer(256, 320))])
+    assert pictures[0].shape == (1, 3, 160, 160)
+    assert torch.equal(*pictures)

@@ -70,14 +70,17 @@ def test_sides_are_rounded_up(coded):
 
 def test_less_is_decoded_for_less(coded, monkeypatch):
     decoded = 0
-    inner = entropy.Decoder.decode
 
-    def counting(self, tables, family):
-        nonlocal decoded
-        decoded += len(tables)
-        return inner(self, tables, family)
+    def counting(inner):
+        def count(self, each, *rest):
+            nonlocal decoded
+            decoded += len(each)
+            return inner(self, each, *rest)
 
-    monkeypatch.setattr(entropy.Decoder, "decode", counting)
+        return count
+
+    for name in ("decode", "decode_each"):
+        monkeypatch.setattr(entropy.Decoder, name, counting(getattr(entropy.Decoder, name)))
 
     def symbols(**view):
         nonlocal decoded

@@ -13,9 +13,9 @@ in units of the quantisation step, in which the picture decoded so far needs no 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -130,7 +130,7 @@ class _PassNetwork(nn.Module):
 
 
 class Prior(nn.Module):
-    """One network for every level and step.
+    """One network for every step, and for as many levels as are given to it.
 
     norm: the logarithm to base 2 of what a level's low band is short of an orthonormal transform's, a level.
     """
@@ -155,38 +155,6 @@ class Prior(nn.Module):
         brightness = (mean[:, :1] * step.int().view(-1, 1, 1, 1)) >> (level + lifting.FRACTION + 7 + 2)
         logarithms = low.new_tensor([step_feature(s) for s in step.tolist()]).view(-1, 1, 1, 1).expand(n, 1, h, w)
         return torch.cat([compress(details), bands, logarithms.short(), brightness.clamp(-64, 63).short()], 1)
-
-    def levels(
-        self,
-        low: Tensor,
-        height: int,
-        width: int,
-        step: Tensor,
-        code: Code,
-        plan: list[Level],
-        grey: bool = False,
-        synthesise: Synthesise = lifting.synthesise,
-    ) -> Tensor:
-        """Code the levels of a plan for a picture of these sides, from the low band up: (N, 3, h, w) int32 in
-        1 / 2**FRACTION steps, as all that comes of it; step (N,) int64 in 1 / STEP_UNIT.
-
-        Returns what the plan's last level makes, (N, 3, 2h, 2w) less what lies outside.
-        """
-        n, _, h, w = low.shape
-        picture, covered = low, Area(0, 0, h, w)
-        bands: Tensor | None = None
-        for level, area, areas in plan:
-            picture, coarser = picture[area.within(covered)], bands
-            bands = picture.new_zeros(n, 9, *picture.shape[2:])
-            for tile, here in areas:
-                above = None if coarser is None else coarser[here.coarser().within(covered.coarser())]
-                inside = here.within(area)
-                place = partial(Pass, level, tile, here)
-                bands[inside] = self.tile(picture[inside], above, step << self.norm * level, place, code, grey)
-            covered = area.finer(*tiles.size(height, width, level - 1))
-            sides = covered.bottom - covered.top, covered.right - covered.left
-            picture = synthesise(picture, bands, *sides)
-        return picture
 
     def tile(
         self,
@@ -220,3 +188,38 @@ class Prior(nn.Module):
                 out[:, this.channels, this.phase[0] :: 2, this.phase[1] :: 2] = values
             known.append(self.form(compress(values), FEATURE))
         return out[..., :height, :width]
+
+
+def walk(
+    priors: Sequence[Prior] | nn.ModuleList,
+    low: Tensor,
+    height: int,
+    width: int,
+    step: Tensor,
+    code: Code,
+    plan: list[Level],
+    grey: bool = False,
+    synthesise: Synthesise = lifting.synthesise,
+) -> Tensor:
+    """Code the levels of a plan for a picture of these sides, from the low band up: (N, 3, h, w) int32 in
+    1 / 2**FRACTION steps, as all that comes of it; step (N,) int64 in 1 / STEP_UNIT.
+
+    priors: of the finest level and of those above it; the last is that of all coarser ones, too. Returns what the
+    plan's last level makes, (N, 3, 2h, 2w) less what lies outside.
+    """
+    n, _, h, w = low.shape
+    picture, covered = low, Area(0, 0, h, w)
+    bands: Tensor | None = None
+    for level, area, areas in plan:
+        prior = cast(Prior, priors[min(level, len(priors)) - 1])
+        picture, coarser = picture[area.within(covered)], bands
+        bands = picture.new_zeros(n, 9, *picture.shape[2:])
+        for tile, here in areas:
+            above = None if coarser is None else coarser[here.coarser().within(covered.coarser())]
+            inside = here.within(area)
+            place = partial(Pass, level, tile, here)
+            bands[inside] = prior.tile(picture[inside], above, step << prior.norm * level, place, code, grey)
+        covered = area.finer(*tiles.size(height, width, level - 1))
+        sides = covered.bottom - covered.top, covered.right - covered.left
+        picture = synthesise(picture, bands, *sides)
+    return picture

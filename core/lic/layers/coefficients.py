@@ -11,6 +11,7 @@ import io
 import itertools
 import math
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -24,33 +25,40 @@ from lic.errors import FormatError
 from lic.layers import tiles
 from lic.layers.band_prior import LEVELS, Pass
 
+Decode = Callable[[Decoder, Tensor], tuple[Tensor, Tensor]]
+
 # What the networks' outputs choose: 64 scales of a logistic, MEANS distances of its mean from the nearest integer.
 SCALES, MEANS = 64, 5
 _NARROWEST, _SCALES_PER_E = 3.2, 7  # scale k is exp(k / 7 - 3.2) steps
 
 
-def logistic_bits(q: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """Bits of integer q under a logistic, in log space throughout: an outlier keeps its gradient."""
+def logistic_bits(lower: Tensor, upper: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """Bits of what lies between, in steps, under a logistic, in log space throughout: an outlier keeps its gradient."""
     rate = torch.exp(-(3 * log_scale.float()).clamp(-6, 7))
-    distance = (q - mean.float()).abs()
-    nats = F.logsigmoid((0.5 - distance) * rate) + F.logsigmoid((0.5 + distance) * rate)
-    return (nats + torch.log(-torch.expm1(-rate))) * (-1 / math.log(2))
+    below, above = ((end - mean.float()) * rate for end in (lower, upper))
+    nats = F.logsigmoid(-below) + F.logsigmoid(above) + torch.log(-torch.expm1(below - above))
+    return nats * (-1 / math.log(2))
 
 
-def choose_tables(mean: Tensor, log_scale: Tensor, finer: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """What the prior says of each coefficient, as int32: the table's index, and how a coefficient's integer q becomes
-    the symbol s that is coded with it: s = sign * (q - nearest).
-
-    finer: by how many quarters of an octave the step is smaller than that which mean and log_scale are in.
-    """
-    # Both are exact, and so is all that follows.
-    eighths = scaled((mean * 1024).round().int(), finer) + 64 >> 7 if finer else (mean * 8).round().int()
+def scale_index(log_scale: Tensor, finer: int = 0) -> Tensor:
+    """The table scale that the prior's output chooses, int32, exactly. finer: by how many quarters of an octave the
+    step is smaller than that which log_scale is in."""
     logarithm = (log_scale * 256).round().int() * (3 * _SCALES_PER_E) + finer * _QUARTER
+    return (logarithm + round(_NARROWEST * _SCALES_PER_E * 256) + 128 >> 8).clamp(0, SCALES - 1)
+
+
+# Each table's scale, in steps.
+SCALE_STEPS = [math.exp(index / _SCALES_PER_E - _NARROWEST) for index in range(SCALES)]
+
+
+def choose_tables(mean: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the prior says of each coefficient, as int32: the table's index, and how a coefficient's integer q becomes
+    the symbol s that is coded with it: s = sign * (q - nearest)."""
+    # Exact, and so is all that follows.
+    eighths = (mean * 8).round().int()
     nearest = (eighths + 4) >> 3
     offset = eighths - (nearest << 3)  # -4..3
-    scale = (logarithm + round(_NARROWEST * _SCALES_PER_E * 256) + 128 >> 8).clamp(0, SCALES - 1)
-    sign = 1 - 2 * (offset < 0).int()
-    return scale * MEANS + offset.abs(), nearest, sign
+    return scale_index(log_scale) * MEANS + offset.abs(), nearest, 1 - 2 * (offset < 0).int()
 
 
 _QUARTER = round(math.log(2) / 4 * _SCALES_PER_E * 256)
@@ -58,16 +66,17 @@ _FACTOR_BITS = 12
 
 
 def scaled(x: Tensor, quarters: int) -> Tensor:
-    """x * 2**(quarters / 4), rounded half up, saturating at 2**30; int32."""
+    """x * 2**(quarters / 4), rounded half up, saturating at 2**30 where it changes at all; int32."""
+    if not quarters:
+        return x
     factor = round(2 ** (quarters / 4 + _FACTOR_BITS))
     return (x.long() * factor + (1 << _FACTOR_BITS - 1) >> _FACTOR_BITS).clamp(-(2**30), 2**30).int()
 
 
-def logistic_tables() -> list[Table]:
+def logistic_tables(scales: Sequence[float]) -> list[Table]:
     """The tables that a trained network starts with: table k * MEANS + m has scale k and its mean at m / 8."""
     tables = []
-    for k in range(SCALES):
-        scale = math.exp(k / _SCALES_PER_E - _NARROWEST)
+    for scale in scales:
         reach = min(127, 1 + math.ceil(12 * scale))
         for m in range(MEANS):
             edges = np.arange(-reach, reach + 2) - 0.5 - m / 8
@@ -83,8 +92,8 @@ class Calibration:
 
     BELIEF = 2000.0
 
-    def __init__(self) -> None:
-        self._start = logistic_tables()
+    def __init__(self, scales: Sequence[float]) -> None:
+        self._start = logistic_tables(scales)
         self._counts = np.zeros((len(self._start), max(len(t.frequencies) for t in self._start)))
         self._firsts = np.array([t.first for t in self._start])
         self._sizes = np.array([t.size for t in self._start])
@@ -147,19 +156,16 @@ class BandsWriter:
     """Makes the stream of one picture. low: the low band (C, h, w), any integers."""
 
     def __init__(self, shape: PlaneShape, tables: list[Table], low: np.ndarray):
-        self._shape, self._tables = shape, tables
+        self._shape = shape
         self._encoders: defaultdict[int, Encoder] = defaultdict(Encoder)
         residuals = _predicted(low)
         self._scales = bytes(_scale_of(plane) for plane in residuals)
         for plane, scale in zip(residuals, self._scales, strict=True):
             self._encoders[0].encode_shared(plane.ravel(), tables[scale * MEANS])
 
-    def write(self, this: Pass, table: Tensor, symbols: Tensor, raw: Tensor | None = None, bits: int = 0) -> None:
-        """The symbols of a pass, with the table of each; after them, bits > 0 raw bits of each, int32, all (count,)."""
-        encoder = self._encoders[tiles.part(self._shape.height, self._shape.width, this.level, this.tile)]
-        encoder.encode(symbols.cpu().numpy(), table.cpu().numpy(), self._tables)
-        if raw is not None and bits:
-            encoder.uniform(raw.cpu().numpy(), 2**bits)
+    def encoder(self, this: Pass) -> Encoder:
+        """What codes a pass, after those before it."""
+        return self._encoders[tiles.part(self._shape.height, self._shape.width, this.level, this.tile)]
 
     def bytes(self) -> bytes:
         parts = [self._encoders[i].bytes() for i in range(len(self._encoders))]
@@ -173,7 +179,7 @@ class BandsReader:
     """
 
     def __init__(self, stream: bytes, shape: PlaneShape, tables: list[Table], truncated: bool):
-        self._shape, self._tables, self._truncated = shape, tables, truncated
+        self._shape, self._truncated = shape, truncated
         reader = Reader(file := io.BytesIO(stream))
         scales = reader.take(shape.channels)
         if max(scales) >= SCALES:
@@ -184,21 +190,17 @@ class BandsReader:
         residuals = [self._decoders[0].decode_shared(rows * columns, tables[scale * MEANS]) for scale in scales]
         self.low = _unpredicted(np.stack(residuals).reshape(shape.channels, rows, columns))
 
-    def read(self, this: Pass, table: Tensor, bits: int = 0) -> tuple[Tensor, Tensor]:
-        """The symbols of a pass, of the tables (count,), and their raw bits."""
-        symbols, raw = torch.zeros_like(table), torch.zeros_like(table)
+    def read(self, this: Pass, table: Tensor, decode: Decode) -> tuple[Tensor, Tensor]:
+        """What decode(decoder, table) makes of a pass, int32 of the shape of table; zeros where the data is cut off."""
         part = tiles.part(self._shape.height, self._shape.width, this.level, this.tile)
         try:
             if decoder := self._decoders.get(part):
-                decoded = torch.from_numpy(decoder.decode(table.cpu().numpy(), self._tables))
-                if bits:
-                    raw = torch.from_numpy(decoder.uniform(len(table), 2**bits)).to(table.device)
-                symbols = decoded.to(table.device)
+                return decode(decoder, table)
         except FormatError:
             if not self._truncated:
                 raise
             del self._decoders[part]
-        return symbols, raw
+        return torch.zeros_like(table), torch.zeros_like(table)
 
 
 def _decoders(data: bytes, lengths: list[int], truncated: bool) -> dict[int, Decoder]:

@@ -58,11 +58,11 @@ def best_angles(planes: Tensor, levels: int) -> Sequence[int]:
     counts, parts = [], []
     for band in lifting.analyse(planes, levels)[1]:
         every = 3 * band[0, 0].numel() // _SAMPLES | 1  # odd, or it could meet the same columns in every row
-        colours = band.view(3, 3, -1)[..., ::every].transpose(0, 1).flatten(1)
+        colours = band.view(3, 3, -1)[..., ::every].transpose(0, 1).flatten(1).cpu().double()
         for part in colours[:, colours.square().sum(0).argsort()].chunk(_CLASSES, 1):
             counts.append(part.shape[1] * every)
             parts.append(part @ part.T / part.shape[1])
-    weights, covariances = torch.tensor(counts).double(), torch.stack(parts).cpu().double()
+    weights, covariances = torch.tensor(counts).double(), torch.stack(parts)
 
     def cost(angles: Sequence[int]) -> float:
         """In half nats."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 TILE = 1024  # pixels, a multiple of 2**TILED_LEVELS
 TILED_LEVELS = 3  # the finest ones
-_REACH = 4  # how many samples on each side lifting synthesis needs
+REACH = 4  # how many samples on each side lifting synthesis needs
 
 
 class Area(NamedTuple):
@@ -22,6 +22,10 @@ class Area(NamedTuple):
     left: int
     bottom: int
     right: int
+
+    def positions(self) -> int:
+        """How many."""
+        return (self.bottom - self.top) * (self.right - self.left)
 
     def within(self, origin: Area) -> tuple[EllipsisType, slice, slice]:
         """What indexes it in a tensor (..., H, W) that holds `origin`."""
@@ -86,8 +90,8 @@ def plan(height: int, width: int, levels: int, region: Area | None = None, halvi
         h, w = size(height, width, level)
         rows, columns = (_edges(height, level), _edges(width, level)) if level <= TILED_LEVELS else ([0, h], [0, w])
         first = region.coarser()
-        vertical = _needed(rows, first.top - _REACH, first.bottom + _REACH)
-        horizontal = _needed(columns, first.left - _REACH, first.right + _REACH)
+        vertical = _needed(rows, first.top - REACH, first.bottom + REACH)
+        horizontal = _needed(columns, first.left - REACH, first.right + REACH)
         tiles = [
             (i * (len(columns) - 1) + j, Area(rows[i], columns[j], rows[i + 1], columns[j + 1]))
             for i in vertical

@@ -2,7 +2,7 @@
 
 After iWave++ (Ma et al., "End-to-End Optimized Versatile Image Compression With Wavelet-Like Transform", TPAMI 2020).
 
-    picture -> orthonormal colour transform -> 9/7 lifting, six levels -> one quantisation step for all bands
+    picture -> orthonormal colour transform -> 9/7 lifting, six levels -> one quantisation step for all bands, a trellis
                                                   -> entropy coder, coarse to fine, as lic.layers.band_prior predicts
 
     integers -> reconstruction points -> integer lifting -> post-filter -> colour transform -> picture
@@ -25,9 +25,8 @@ from tqdm import tqdm
 
 from lic import weights as weight_files
 from lic.codec import ModelCard, PlaneShape, Settings, Streams, View
-from lic.entropy import Table
 from lic.errors import FormatError, TruncatedError
-from lic.layers import integer, lifting, tiles
+from lic.layers import integer, lifting, tiles, trellis
 from lic.layers.band_prior import (
     FEATURE,
     LEVELS,
@@ -38,26 +37,15 @@ from lic.layers.band_prior import (
     Residual,
     step_feature,
     to_multiple,
+    walk,
 )
-from lic.layers.coefficients import (
-    MEANS,
-    SCALES,
-    BandsReader,
-    BandsWriter,
-    Calibration,
-    Inside,
-    choose_tables,
-    logistic_bits,
-    scaled,
-    unpack_tables,
-)
+from lic.layers.coefficients import BandsReader, BandsWriter, Inside, logistic_bits, scaled
 from lic.layers.colour import COLOUR, UNTURNED, best_angles, times, to_planes, turn
 from lic.layers.integer import Convolution, TrainableConv2d, kernel_for, rectified, signed
 from lic.layers.tiles import Area, Level
+from lic.layers.trellis import Expected, quantise
 
 _FILTER_STREAM, _FILTER_HIDDEN = signed(6), rectified(5)
-
-
 _FOLD = 2  # the side of the squares of pixels that the post-filter takes as one position
 
 
@@ -90,6 +78,10 @@ class PostFilter(nn.Module):
         return F.pixel_shuffle(self.out(x), _FOLD)[..., :height, :width]
 
 
+_PART = 160  # pixels, the sides of what training codes in full
+_PRIORS = 3  # of the finest level, the next one, and all others
+
+
 class Networks(nn.Module):
     """Prior, reconstruction points and post-filter, and how they are trained together (lic.training.loop.Trainable)."""
 
@@ -98,40 +90,53 @@ class Networks(nn.Module):
 
     def __init__(self, conv: type[Convolution]):
         super().__init__()
-        self.prior = Prior(conv, blocks=4)
+        self.priors = nn.ModuleList([Prior(conv, blocks=4) for _ in range(_PRIORS)])
         self.post_filter = PostFilter(conv)
-        self.register_buffer("points", torch.zeros(SCALES * MEANS * _POINTS))
+        self.register_buffer("points", torch.zeros(trellis.POINTS))
 
     def forward(self, pixels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """A training step. Besides `loss`: the rate's part of it, bits per pixel, and the decibels the filter gains."""
+        """A training step. Besides `loss`: the rate's part of it, bits per pixel, and the decibels the filter gains.
+
+        Coarse levels have few coefficients, and cost little: they are coded in whole crops, the two finest levels and
+        the post-filter in a part of them.
+        """
         n, _, height, width = pixels.shape
-        planes = to_planes(pixels)
+        top, left = (
+            4 * int(torch.randint(max(side - _PART, 0) // 4 + 1, (1,), generator=generator)) for side in (height, width)
+        )
+        part = Area(top, left, min(top + _PART, height), min(left + _PART, width))
+        planes = _turned(to_planes(pixels))
         uniform = torch.rand(n, generator=generator)
         wide = torch.rand(1, generator=generator) < 0.15
-        low, high = (1.0, 8.7) if wide else (math.log2(5), math.log2(130))
+        low, high = (1.0, 8.7) if wide else (math.log2(6), math.log2(200))
         step = torch.exp2(low + (high - low) * uniform).mul(STEP_UNIT).round().long().to(pixels.device)
+        plan = _partly(tiles.plan(height, width, LEVELS), part, height, width)
+        covered = {level.number: level.area.positions() * 4**level.number for level in plan}  # in pixels
         bits: list[Tensor] = []
+        table_costs = trellis.logistic_costs().to(pixels.device)
         errors, counts = torch.zeros_like(self.points), torch.zeros_like(self.points)
 
-        def code(c: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-            q = optimise(c, mean, log_scale)
-            bits.append(logistic_bits(q, mean, log_scale).sum((1, 2, 3)))
-            table, nearest, sign = choose_tables(mean.detach(), log_scale.detach())
-            symbols = sign * (q.int() - nearest)
-            at = point_index(table, symbols).flatten()
-            errors.index_add_(0, at, (sign * (c - q)).flatten() * 2**lifting.FRACTION)
+        def code(this: Pass, c: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+            expected = Expected.of(mean.detach(), log_scale.detach())
+            symbols, quantisers = quantise(c, expected, table_costs, self.points, LAGRANGIAN)
+            costs = logistic_bits(*expected.cells(symbols, quantisers), mean, log_scale)
+            bits.append(costs.sum((1, 2, 3)) / covered[this.level])
+            at = trellis.point_index(expected.table + trellis.TABLES * quantisers, symbols).flatten()
+            off = expected.positions(c) - trellis.position(symbols, quantisers)
+            errors.index_add_(0, at, (off * expected.unit).flatten())
             counts.index_add_(0, at, torch.ones_like(at, dtype=torch.float32))
-            return reconstruct(table, nearest, sign, symbols, self.points)
+            return expected.values(symbols, quantisers, self.points)
 
         real_step = (step.float() / STEP_UNIT).view(-1, 1, 1, 1)
-        picture = self._walk(planes / real_step, step, code)
+        picture = self._walk(planes / real_step, step, code, plan)
         if self.training:  # each point follows the mean of its last few thousand coefficients
             self.points += (errors - counts * self.points) / (counts + 2000)
-        correction = self.post_filter(picture, step)
-        error = planes / real_step - picture / 2**lifting.FRACTION
+        inside = part.within(plan[-1].area.finer(height, width))
+        correction = self.post_filter(picture, step)[inside]
+        error = planes[..., top : part.bottom, left : part.right] / real_step - picture[inside] / 2**lifting.FRACTION
         before, after = error.square().mean((1, 2, 3)), (error - correction).square().mean((1, 2, 3))
-        bits_per_pixel = torch.stack(bits).sum(0) / (height * width)
-        rate = (bits_per_pixel / (0.15 + bits_per_pixel.detach())).mean()  # every rate counts alike
+        bits_per_pixel = torch.stack(bits).sum(0)
+        rate = (bits_per_pixel / (0.08 + bits_per_pixel.detach())).mean()  # every rate counts alike
         return {
             "loss": rate + torch.log(after / before + 1e-3).mean(),
             "rate_loss": rate,
@@ -140,16 +145,17 @@ class Networks(nn.Module):
             "psnr": -10 * torch.log10(after * real_step.flatten().square() / 255**2).mean(),
         }
 
-    def _walk(self, x: Tensor, step: Tensor, code: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-        """Analyse planes in steps and code every coefficient but the low band's; the picture decoded."""
+    def _walk(
+        self, x: Tensor, step: Tensor, code: Callable[[Pass, Tensor, Tensor, Tensor], Tensor], plan: list[Level]
+    ) -> Tensor:
+        """Analyse planes in steps and code the coefficients of a plan's levels; the picture decoded."""
         low, bands = lifting.analyse(x, LEVELS)
 
         def code_pass(this: Pass, mean: Tensor, log_scale: Tensor) -> Tensor:
-            return code(this.of(bands), mean, log_scale)
+            return code(this, this.of(bands), mean, log_scale)
 
         height, width = x.shape[2:]
-        plan = tiles.plan(height, width, LEVELS)
-        return self.prior.levels(low.round().int() << lifting.FRACTION, height, width, step, code_pass, plan)
+        return walk(self.priors, low.round().int() << lifting.FRACTION, height, width, step, code_pass, plan)
 
     def shipped(self, pictures: list[np.ndarray]) -> dict[str, Tensor]:
         """The networks' integers, and tables that start as logistics and follow what the pictures' coefficients do."""
@@ -166,52 +172,41 @@ class Networks(nn.Module):
     @torch.inference_mode()
     def calibrated(self, pictures: list[np.ndarray]) -> dict[str, Tensor]:
         """Tables from the pictures' coefficients, at six steps."""
-        counts = Calibration()
+        counts = trellis.Counts()
 
-        def code(c: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-            table, nearest, sign = choose_tables(mean, log_scale)
-            symbols = sign * (optimise(c, mean, log_scale).int() - nearest)
-            counts.count(table, symbols)
-            return reconstruct(table, nearest, sign, symbols, self.points)
+        def code(_: Pass, c: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+            expected = Expected.of(mean, log_scale)
+            symbols, quantisers = quantise(c, expected, trellis.logistic_costs(), self.points, LAGRANGIAN)
+            counts.count(*(x.flatten() for x in (expected.table, symbols, quantisers)))
+            return expected.values(symbols, quantisers, self.points)
 
         for i, pixels in enumerate(tqdm(pictures, desc="calibrating", unit="picture", disable=None)):
             step = 4 * 2 ** (i % 6)
             height, width = (side - side % 2**LEVELS for side in pixels.shape[:2])
-            planes = to_planes(torch.from_numpy(pixels[:height, :width].copy()).permute(2, 0, 1)[None].float())
-            self._walk(planes / step, torch.tensor([step * STEP_UNIT]), code)
+            rgb = torch.from_numpy(pixels[:height, :width].copy()).permute(2, 0, 1)[None]
+            planes = _turned(to_planes(rgb.float()))
+            plan = tiles.plan(height, width, LEVELS)
+            self._walk(planes / step, torch.tensor([step * STEP_UNIT]), code, plan)
         return counts.packed()
 
 
+def _turned(planes: Tensor) -> Tensor:
+    """The usual planes of pictures (N, 3, H, W), each turned as its own file would have them."""
+    return torch.cat([times(turn(best_angles(x, LEVELS)), x) for x in planes[:, None]])
+
+
+def _partly(plan: list[Level], part: Area, height: int, width: int) -> list[Level]:
+    """The plan of a picture, its two finest levels only as far as a part of it needs them."""
+    finest = []
+    for level in (1, 2):
+        part = part.coarser().around(tiles.REACH, 2, *tiles.size(height, width, level))
+        finest.append(Level(level, part, [(0, part)]))
+    return [*plan[:-2], *reversed(finest)]
+
+
 REFINING_EFFORTS = (5, 8)  # from each of them on, once more: code the picture less what the post-filter will add
-LAGRANGIAN = 0.10  # squared steps a bit is worth in rate-distortion optimised quantisation
-
-
-@torch.no_grad()
-def optimise(c: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """Rate-distortion optimised quantisation: the integer beside c with the smaller error + LAGRANGIAN * bits."""
-    below = torch.floor(c)
-    cost_below = (c - below).square() + LAGRANGIAN * logistic_bits(below, mean, log_scale)
-    cost_above = (below + 1 - c).square() + LAGRANGIAN * logistic_bits(below + 1, mean, log_scale)
-    return below + (cost_above < cost_below)
-
-
-# Where in its interval a coefficient is reconstructed depends on its table and symbol; symbols beyond +-2 share points.
-_REACH = 2
-_POINTS = 2 * _REACH + 1
-
-
-def point_index(table: Tensor, symbols: Tensor) -> Tensor:
-    return table * _POINTS + symbols.clamp(-_REACH, _REACH).int() + _REACH
-
-
-def reconstruct(
-    table: Tensor, nearest: Tensor, sign: Tensor, symbols: Tensor, points: Tensor, finer: int = 0
-) -> Tensor:
-    """Symbols -> coefficients, int32 in 1 / 2**FRACTION steps; points (SCALES * MEANS * _POINTS,) in the same unit.
-    finer: as in `choose_tables`."""
-    offset = points.round().int()[point_index(table, symbols)]
-    values = ((nearest + sign * symbols) << lifting.FRACTION) + sign * offset
-    return scaled(values, -finer) if finer else values
+_AIMED = 0.5  # of that: a path through the trellis has errors of its own, which the next one will not have
+LAGRANGIAN = 0.08  # squared steps a bit is worth
 
 
 def quality_step(quality: float) -> int:
@@ -272,12 +267,11 @@ class WaveletCodec:
     def __init__(self, device: torch.device, weights: str | None = None):
         tensors, self.weights = weight_files.load(Path(__file__).parent, "wavelet", weights)
         self.device = device
-        self.tables = unpack_tables(tensors)
+        self.tables = trellis.Tables.unpack(tensors)
         networks = Networks(kernel_for(device))
         networks.load_state_dict(tensors)
-        self.prior, self.post_filter = networks.to(device).prior, networks.post_filter
-        self.points = networks.points
-        self.bits = torch.from_numpy(np.concatenate([_bits(table) for table in self.tables])).to(device)
+        self.priors, self.post_filter = networks.to(device).priors, networks.post_filter
+        self.points, self.costs = networks.points, self.tables.bits().to(device)
 
     @staticmethod
     def trainable() -> Networks:
@@ -291,58 +285,43 @@ class WaveletCodec:
         weighting = WEIGHTING[settings.tune]
         angles = best_angles(x, LEVELS) if shape.channels == 3 and settings.effort > 0 else UNTURNED
         x = times(turn(angles), x) * (STEP_UNIT / step)
-        picture, coded = self._coded(x, shape, step, weighting, settings.effort > 0)
+        picture, coded = self._coded(x, shape, step, weighting)
         for _ in range(sum(settings.effort >= effort for effort in REFINING_EFFORTS)):
             whole = Area(0, 0, shape.height, shape.width)
             aim = x.clone()
             for part, correction in self._corrections(picture, whole, whole, step):
-                aim[part.within(whole)] -= correction
-            picture, coded = self._coded(aim, shape, step, weighting, True)
+                aim[part.within(whole)] -= _AIMED * correction
+            picture, coded = self._coded(aim, shape, step, weighting)
         return {"coefficients": _header(step, weighting, angles) + coded}
 
-    def _coded(
-        self, x: Tensor, shape: PlaneShape, step: int, weighting: tuple[int, ...], optimised: bool
-    ) -> tuple[Tensor, bytes]:
-        """Planes (1, 3, H, W) in steps -> the picture before the post-filter, and the stream after the step."""
+    def _coded(self, x: Tensor, shape: PlaneShape, step: int, weighting: tuple[int, ...]) -> tuple[Tensor, bytes]:
+        """Planes (1, 3, H, W) in steps -> the picture before the post-filter, and the stream after the header."""
         low, bands = lifting.analyse(x, LEVELS)
         low_q = low.round().int()[0, : shape.channels].cpu().numpy()
-        writer = BandsWriter(shape, self.tables, low_q)
+        writer = BandsWriter(shape, self.tables.shared, low_q)
 
         def code(this: Pass, mean: Tensor, log_scale: Tensor) -> Tensor:
             inside = Inside(shape, this)
             finer = weighting[this.level - 1]
             c = inside.take(this.of(bands)) * 2 ** (finer / 4)
-            table, nearest, sign = choose_tables(inside.take(mean), inside.take(log_scale), finer)
-            q = self._optimise(c, table, nearest, sign) if optimised else c.round().int()
-            symbols = sign * (q - nearest)
-            writer.write(this, table, symbols)
-            return inside.put(reconstruct(table, nearest, sign, symbols, self.points, finer), mean.shape)
+            expected = Expected.of(inside.take(mean), inside.take(log_scale), finer)
+            symbols, quantisers = quantise(c, expected, self.costs, self.points, LAGRANGIAN)
+            self.tables.encode(writer.encoder(this), expected.table, symbols, quantisers)
+            return inside.put(scaled(expected.values(symbols, quantisers, self.points), -finer), mean.shape)
 
         picture = self._walk(low_q, shape, step, code, tiles.plan(shape.height, shape.width, LEVELS))
         return picture, writer.bytes()
 
-    def _optimise(self, c: Tensor, table: Tensor, nearest: Tensor, sign: Tensor) -> Tensor:
-        """As `optimise`, with the bits and the reconstruction points that the tables really have; int32."""
-        below = torch.floor(c).int()
-
-        def cost(q: Tensor) -> Tensor:
-            symbols = sign * (q - nearest)
-            offset = sign * self.points[point_index(table, symbols)] / 2**lifting.FRACTION
-            at = table * (2 * _COSTED + 1) + symbols.clamp(-_COSTED, _COSTED) + _COSTED
-            return (c - q - offset).square() + LAGRANGIAN * self.bits[at]
-
-        return below + (cost(below + 1) < cost(below)).int()
-
     def decompress(self, streams: Streams, shape: PlaneShape, view: View) -> Tensor:
         step, weighting, angles, rest = _read_header(streams["coefficients"])
-        reader = BandsReader(rest, shape, self.tables, view.truncated)
+        reader = BandsReader(rest, shape, self.tables.shared, view.truncated)
 
         def code(this: Pass, mean: Tensor, log_scale: Tensor) -> Tensor:
             inside = Inside(shape, this)
             finer = weighting[this.level - 1]
-            table, nearest, sign = choose_tables(inside.take(mean), inside.take(log_scale), finer)
-            symbols, _ = reader.read(this, table)
-            return inside.put(reconstruct(table, nearest, sign, symbols, self.points, finer), mean.shape)
+            expected = Expected.of(inside.take(mean), inside.take(log_scale), finer)
+            symbols, quantisers = reader.read(this, expected.table, self.tables.decode)
+            return inside.put(scaled(expected.values(symbols, quantisers, self.points), -finer), mean.shape)
 
         wanted, (height, width) = view.area(shape), tiles.size(shape.height, shape.width, view.halvings)
         around = wanted if view.halvings else wanted.around(self.post_filter.reach, _FOLD, height, width)
@@ -369,17 +348,7 @@ class WaveletCodec:
         low = np.pad(low, ((0, 3 - len(low)), (0, 0), (0, 0)))
         start = torch.from_numpy(low.astype(np.int32)).to(self.device)[None] << lifting.FRACTION
         steps = torch.tensor([step], device=self.device)
-        return self.prior.levels(start, shape.height, shape.width, steps, code, plan, shape.channels == 1)
-
-
-_COSTED = 16  # symbols farther out all count as equally expensive
-
-
-def _bits(table: Table) -> np.ndarray:
-    """What each symbol -_COSTED.._COSTED costs, (2 * _COSTED + 1,) float32."""
-    costs = table.bits()
-    entries = np.arange(-_COSTED, _COSTED + 1) - table.first
-    return costs[np.where((entries < 0) | (entries >= table.size), 0, entries + 1)]
+        return walk(self.priors, start, shape.height, shape.width, steps, code, plan, shape.channels == 1)
 
 
 def _pixels(picture: Tensor, shape: PlaneShape, step: int, angles: Sequence[int], halvings: int = 0) -> Tensor:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import math
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,12 @@ from tqdm import tqdm
 from lic import weights as weight_files
 from lic.codec import ModelCard, PlaneShape, Settings, Streams, View
 from lic.container import Reader, write_varint
+from lic.entropy import Decoder, Encoder, Table
 from lic.errors import FormatError
 from lic.layers import integer, repeats, reversible, tiles
-from lic.layers.band_prior import LEVELS, STEP_UNIT, Code, Pass, Prior
+from lic.layers.band_prior import LEVELS, STEP_UNIT, Code, Pass, Prior, walk
 from lic.layers.coefficients import (
+    SCALE_STEPS,
     BandsReader,
     BandsWriter,
     Calibration,
@@ -68,7 +71,7 @@ class Networks(nn.Module):
             return reversible.synthesise(low, bands, height, width).clamp(-_LIMIT, _LIMIT) << fraction
 
         step = torch.full((len(low),), STEP_UNIT, device=low.device)
-        return self.prior.levels(low << fraction, height, width, step, code, plan, grey, synthesise) >> fraction
+        return walk([self.prior], low << fraction, height, width, step, code, plan, grey, synthesise) >> fraction
 
     def forward(self, pixels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """A training step: every picture counts alike."""
@@ -78,7 +81,7 @@ class Networks(nn.Module):
 
         def code(this: Pass, mean: Tensor, log_scale: Tensor) -> Tensor:
             q = this.of(bands)
-            bits.append(logistic_bits(q, mean, log_scale).sum((1, 2, 3)))
+            bits.append(logistic_bits(q - 0.5, q + 0.5, mean, log_scale).sum((1, 2, 3)))
             return q << FRACTION
 
         self.walk(low, height, width, code, tiles.plan(height, width, LEVELS), False, 0)
@@ -93,13 +96,12 @@ class Networks(nn.Module):
         return out | networks.calibrated(pictures)
 
     def start_from(self, shipped: dict[str, Tensor]) -> None:
-        """The prior of `wavelet` is a start, too."""
         integer.start_from(self, shipped)
 
     @torch.inference_mode()
     def calibrated(self, pictures: list[np.ndarray]) -> dict[str, Tensor]:
         """Tables from the pictures' coefficients."""
-        counts = Calibration()
+        counts = Calibration(SCALE_STEPS)
         for pixels in tqdm(pictures, desc="calibrating", unit="picture", disable=None):
             planes = torch.from_numpy(pixels.astype(np.int32)).permute(2, 0, 1)
             height, width = (side - side % 2**LEVELS for side in planes.shape[1:])
@@ -163,7 +165,7 @@ class WaveletLosslessCodec:
             inside = Inside(shape, this)
             c = inside.take(this.of(bands)) + half
             table, nearest, sign = choose_tables(inside.take(mean), inside.take(log_scale))
-            writer.write(this, table, sign * ((c >> shift) - nearest), c & (1 << shift) - 1, shift)
+            _encode(writer.encoder(this), self.tables, table, sign * ((c >> shift) - nearest), c, shift)
             return inside.put(c - half << FRACTION - shift, mean.shape)
 
         plan = tiles.plan(shape.height, shape.width, LEVELS)
@@ -187,7 +189,7 @@ class WaveletLosslessCodec:
         def code(this: Pass, mean: Tensor, log_scale: Tensor) -> Tensor:
             inside = Inside(shape, this)
             table, nearest, sign = choose_tables(inside.take(mean), inside.take(log_scale))
-            symbols, raw = bands.read(this, table, shift)
+            symbols, raw = bands.read(this, table, partial(_decode, tables=self.tables, bits=shift))
             c = (nearest + sign * symbols << shift) + raw - half
             return inside.put(c << FRACTION - shift, mean.shape)
 
@@ -204,6 +206,19 @@ class WaveletLosslessCodec:
         x = reversible.from_ycocg(x) if shape.channels == 3 else x[:1]
         numbers = (x + len(values) // 2).clamp(0, len(values) - 1)
         return torch.from_numpy(values).to(self.device)[numbers]
+
+
+def _encode(encoder: Encoder, tables: list[Table], table: Tensor, symbols: Tensor, numbers: Tensor, bits: int) -> None:
+    """The symbols of a pass, with the table of each; after them, the lowest bits of each number; all int32 (count,)."""
+    encoder.encode(symbols.cpu().numpy(), table.cpu().numpy(), tables)
+    if bits:
+        encoder.uniform((numbers & (1 << bits) - 1).cpu().numpy(), 2**bits)
+
+
+def _decode(decoder: Decoder, table: Tensor, tables: list[Table], bits: int) -> tuple[Tensor, Tensor]:
+    symbols = decoder.decode(table.cpu().numpy(), tables)
+    raw = decoder.uniform(len(table), 2**bits) if bits else np.zeros_like(symbols)
+    return torch.from_numpy(symbols).to(table.device), torch.from_numpy(raw).to(table.device)
 
 
 _REPEATS = 8  # what the first byte is, and the method's number, where lic.layers.repeats coded the picture

@@ -1,0 +1,138 @@
+"""Trellis-coded quantisation: a path that the decoder can follow, and the cheapest there is."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lic.entropy import Decoder, Encoder
+from lic.errors import FormatError
+from lic.layers import trellis
+from lic.layers.coefficients import SCALE_STEPS
+from lic.layers.trellis import Counts, Expected, Tables
+
+NO_POINTS = torch.zeros(trellis.POINTS)
+
+
+def expected(generator: torch.Generator, count: int, log_scale: tuple[float, float], finer: int = 0) -> Expected:
+    """Of random means and scales, as exact as a network's."""
+    mean = (torch.randn(count, generator=generator) * 2048).round() / 1024
+    low, high = log_scale
+    scale = ((torch.rand(count, generator=generator) * (high - low) + low) * 256).round() / 256
+    return Expected.of(mean, scale, finer)
+
+
+TABLES = Tables.unpack(Counts().packed())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    count=st.integers(0, 300),
+    seed=st.integers(0, 1000),
+    width=st.sampled_from([0.1, 1.0, 30.0, 3000.0]),
+    finer=st.integers(-16, 16),
+)
+def test_what_is_quantised_and_coded_is_decoded(count, seed, width, finer):
+    generator = torch.Generator().manual_seed(seed)
+    what = expected(generator, count, (-1.0, 1.5), finer)
+    values = torch.randn(count, generator=generator) * width
+    symbols, quantisers = trellis.quantise(values, what, TABLES.bits(), NO_POINTS, 0.1)
+    encoder = Encoder()
+    TABLES.encode(encoder, what.table, symbols, quantisers)
+    read = TABLES.decode(Decoder(encoder.bytes()), what.table)
+    assert torch.equal(read[0], symbols)
+    assert torch.equal(read[1], quantisers)
+    assert not quantisers[~what.in_trellis].any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_no_path_is_cheaper(seed):
+    costs = np.random.default_rng(seed).random((4, 17), np.float32)
+    choices = trellis._cheapest_path(costs)
+    for column in range(3):
+        own = costs[:, column::3]
+        state, sums = 0, []
+        for parities in itertools.product((0, 1), repeat=own.shape[1]):
+            state, total = 0, 0.0
+            for row, parity in enumerate(parities):
+                total += own[2 * (state & 1) + parity, row]
+                state = trellis._FOLLOWING[state, parity]
+            sums.append(total)
+        assert np.isclose(own[choices[column::3], range(own.shape[1])].sum(), min(sums))
+
+
+def test_cells_leave_no_gap():
+    symbols = torch.arange(-40, 41)
+    for quantiser in (0, 1):
+        lower, upper = trellis.cell(symbols, torch.full_like(symbols, quantiser))
+        at = trellis.position(symbols, torch.full_like(symbols, quantiser))
+        assert torch.equal(upper[:-1], lower[1:])
+        assert bool(((lower < at) & (at < upper)).all())
+
+
+def test_errors_are_smaller_than_those_of_a_cube():
+    generator = torch.Generator().manual_seed(0)
+    count = 40_000
+    what = expected(generator, count, (0.8, 1.0))
+    values = torch.randn(count, generator=generator) * 10
+    symbols, quantisers = trellis.quantise(values, what, torch.zeros(2 * trellis.TABLES, 33), NO_POINTS, 0.0)
+    error = values - what.values(symbols, quantisers, NO_POINTS) / 128
+    apart = 144 / 128  # how far the points of a quantiser are
+    assert 0.060 < error.square().mean() / apart**2 < 0.069  # 1 / 12 for a single quantiser; 1 / (2 pi e) at best
+
+
+def test_points_move_what_is_decoded():
+    generator = torch.Generator().manual_seed(1)
+    what = expected(generator, 500, (-1.0, 1.0))
+    symbols = torch.randint(-3, 4, (500,), generator=generator).int()
+    quantisers = what.in_trellis.int() * torch.randint(0, 2, (500,), generator=generator).int()
+    points = torch.randint(-20, 20, (trellis.POINTS,), generator=generator).float()
+    moved = what.values(symbols, quantisers, points) - what.values(symbols, quantisers, NO_POINTS)
+    at = trellis.point_index(what.table + trellis.TABLES * quantisers, symbols)
+    assert torch.equal(moved, what.sign * points.int()[at])
+
+
+@pytest.mark.parametrize("finer", [0, -7, 16])
+def test_nearest_is_beside_the_mean(finer):
+    generator = torch.Generator().manual_seed(2)
+    mean = (torch.randn(2000, generator=generator) * 4096).round() / 1024
+    what = Expected.of(mean, torch.rand(2000, generator=generator).mul(512).round() / 256 - 1, finer)
+    at = what.positions(mean * 2 ** (finer / 4))
+    assert bool((at > -0.2).all() and (at < 1.2).all())
+    assert {*what.unit.tolist()} <= {64, 72}
+
+
+def test_symbols_cost_what_they_were_said_to():
+    generator = torch.Generator().manual_seed(3)
+    what = expected(generator, 60_000, (-1.0, 0.5))
+    widths = torch.tensor(SCALE_STEPS)[what.table // 5]
+    values = what.values(*(torch.zeros_like(what.table),) * 2, NO_POINTS) / 128 + torch.randn(60_000) * 1.5 * widths
+    symbols, quantisers = trellis.quantise(values, what, TABLES.bits(), NO_POINTS, 0.1)
+    encoder = Encoder()
+    TABLES.encode(encoder, what.table, symbols, quantisers)
+    costs = TABLES.bits()[(what.table + trellis.TABLES * quantisers).long(), symbols.clamp(-16, 16).long() + 16]
+    assert 8 * len(encoder.bytes()) == pytest.approx(float(costs.sum()), rel=0.01)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.binary(max_size=300), seed=st.integers(0, 1000), incomplete=st.booleans())
+def test_damage_is_an_error_or_symbols(data, seed, incomplete):
+    what = expected(torch.Generator().manual_seed(seed), 200, (-1.0, 1.5))
+    try:
+        symbols, quantisers = TABLES.decode(Decoder(data, incomplete), what.table)
+    except FormatError:
+        return
+    assert symbols.abs().max() < 2**23
+    assert set(quantisers.unique().tolist()) <= {0, 1}
+
+
+def test_costs_are_those_of_the_tables():
+    """Likely symbols are cheap, and their probabilities sum to one."""
+    costs = TABLES.bits()
+    assert costs.shape == (2 * trellis.TABLES, 2 * trellis.REACH + 1)
+    narrow = 2.0 ** -costs.view(2, len(SCALE_STEPS), -1, 2 * trellis.REACH + 1)[:, : trellis.BROAD]
+    assert torch.allclose(narrow.sum(3), torch.tensor(1.0), atol=1e-3)
