@@ -136,6 +136,7 @@ def test_slider_wipes(out, tmp_path):
     def screenshot(wipe: int) -> np.ndarray:
         address = f"{Path(f'{out}.html').as_uri()}#left=original&right=jpeg&view=whole+picture&wipe={wipe}"
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=800,700", "--virtual-time-budget=5000"]
+        options.append("--run-all-compositor-stages-before-draw")  # or a busy machine's picture may be half drawn
         target = tmp_path / f"{wipe}.png"
         subprocess.run([CHROMIUM, *options, f"--screenshot={target}", address], check=True, capture_output=True)
         return np.array(Image.open(target).convert("RGB"))
