@@ -38,9 +38,7 @@ from lic.layers.coefficients import (
 FIRST, BROAD = 11, 27  # table scales, 0.2 and 2 steps, from where on: the trellis; and both quantisers code alike
 TABLES = SCALES * MEANS  # of one quantiser
 _FIRST_TABLE = FIRST * MEANS
-_NARROW = (
-    BROAD - FIRST
-) * MEANS  # of them, those whose coefficients are decoded one row of the trellis after the other
+_NARROW = (BROAD - FIRST) * MEANS  # tables from there on: of coefficients that are decoded row after row of the trellis
 REACH = 16  # symbols farther out are escaped
 _AT_ONCE = 2**14  # symbols whose frequencies are gathered together
 _UNIT, _SURE_UNIT = 72, 64  # in 1 / 2**FRACTION steps
@@ -164,9 +162,9 @@ def _choices(
 ) -> list[tuple[Tensor, Tensor]]:
     """Cost and symbol of the best choice at 2 * quantiser + parity."""
     out = []
+    side = torch.where(x < 0, -1, 1).int()
     for quantiser in (0, 1):
         quantisers = torch.full_like(expected.table, quantiser)
-        side = torch.where(x < 0, -1, 1).int()
         for parity in (0, 1):
             near = 2 * torch.floor((x.abs() + quantiser - 2 * parity) / 4).int() + parity
             one, two = side * near, side * (near + 2)
@@ -182,8 +180,7 @@ def _cost(
     table = expected.table + TABLES * quantisers
     moved = points[point_index(table, symbols)]
     error = ((x - position(symbols, quantisers)) * expected.unit - moved) / 2**lifting.FRACTION
-    at = table * (2 * REACH + 1) + symbols.clamp(-REACH, REACH) + REACH
-    return error.square() + lagrangian * bits.flatten()[at]
+    return error.square() + lagrangian * bits[table, symbols.clamp(-REACH, REACH) + REACH]
 
 
 def _width(count: int) -> int:
@@ -256,7 +253,8 @@ class Tables:
         else:
             rows = [slice(start, start + _AT_ONCE) for start in range(0, len(which), _AT_ONCE)]
         for row in rows:
-            here = which[row][narrow[which[row]]]
+            here = which[row]
+            here = here[narrow[here]]
             encoder.encode_each(numbers[here] + REACH, self._frequencies[_narrow_row(tables[here], choices[here])])
 
     def decode(self, decoder: Decoder, table: Tensor) -> tuple[Tensor, Tensor]:
