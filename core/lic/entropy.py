@@ -81,9 +81,17 @@ class Encoder:
     def encode_each(self, values: NDArray[np.integer], frequencies: NDArray[np.float64]) -> None:
         """values (n,), each with frequencies of its own (n, 1 + m): of the escape and of 0..m-1; positive integers."""
         size = frequencies.shape[1] - 1
-        outside = (values < 0) | (values >= size)
-        self._coder.encode(np.where(outside, 0, values + 1).astype(np.int32), _EACH, np.ascontiguousarray(frequencies))
-        for value in values[outside].tolist():
+        self.entries(np.where((values < 0) | (values >= size), 0, values + 1), frequencies)
+        self.escapes(values, size)
+
+    def entries(self, entries: NDArray[np.integer], frequencies: NDArray[np.float64]) -> None:
+        """entries (n,), 0..m-1, each with frequencies of its own (n, m), positive integers. Likely ones that come first
+        are decoded faster."""
+        self._coder.encode(entries.astype(np.int32), _EACH, np.ascontiguousarray(frequencies))
+
+    def escapes(self, values: NDArray[np.integer], size: int) -> None:
+        """Those of the values (n,) that lie outside 0..size-1."""
+        for value in values[(values < 0) | (values >= size)].tolist():
             self._escape(value, size)
 
     def _escape(self, symbol: int, size: int) -> None:
@@ -143,10 +151,16 @@ class Decoder:
 
     def decode_each(self, frequencies: NDArray[np.float64]) -> NDArray[np.int32]:
         """The next values (n,), each with frequencies of its own."""
-        values = self._take(np.ascontiguousarray(frequencies), _EACH) - 1
-        if values.min(initial=0) < 0:
-            for at in np.flatnonzero(values < 0).tolist():
-                values[at] = self._escape(frequencies.shape[1] - 1)
+        return self.escapes(self.entries(np.ascontiguousarray(frequencies)) - 1, frequencies.shape[1] - 1)
+
+    def entries(self, frequencies: NDArray[np.float64]) -> NDArray[np.int32]:
+        """The next entries (n,), each with frequencies of its own (n, m), row by row in memory."""
+        return self._take(frequencies, _EACH)
+
+    def escapes(self, values: NDArray[np.int32], size: int) -> NDArray[np.int32]:
+        """The values (n,), and, for each -1, the number that was escaped."""
+        for at in np.flatnonzero(values == -1).tolist():
+            values[at] = self._escape(size)
         return values
 
     def _escape(self, size: int) -> int:

@@ -176,6 +176,43 @@ def test_a_model_says_how_many_crops_are_shrunk(tmp_path, monkeypatch):
     assert soft < 0.8 * sharp
 
 
+class Twins(Toy):
+    """Two parts, one of which nothing may train."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Conv2d(3, 3, 1)
+        self.fixed = nn.Conv2d(3, 3, 1).requires_grad_(False)
+
+    def forward(self, pixels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        losses = super().forward(pixels, generator)
+        return losses | {"loss": losses["loss"] + self.other(self.fixed(pixels / 255)).square().mean()}
+
+
+@pytest.mark.parametrize("part", [None, "convolution", "other"])
+def test_one_part_can_be_trained_alone(tmp_path, part):
+    before = {k: v.clone() for k, v in Twins().state_dict().items()}
+    twins = Twins()
+    loop.train(twins, PICTURES, tmp_path, options(part=part), CPU)
+    changed = {name.split(".")[0] for name, value in twins.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == ({part} if part else {"convolution", "other"})
+
+
+def test_a_part_that_is_not_there(tmp_path):
+    with pytest.raises(LicError, match="no part 'filter', but convolution"):
+        loop.train(Toy(), PICTURES, tmp_path, options(part="filter"), CPU)
+
+
+@pytest.mark.parametrize("part", ["priors", "post_filter"])
+def test_parts_of_the_default_model_train_alone(folder, tmp_path, part):
+    networks = wavelet.WaveletCodec.trainable()
+    before = {k: v.clone() for k, v in networks.state_dict().items()}
+    run = loop.train(networks, data.load(folder, 64), tmp_path, options(steps=2, batch=1, side=64, part=part), CPU)
+    after = run.networks.state_dict()
+    changed = {name.split(".")[0] for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed == ({"priors", "points"} if part == "priors" else {part})
+
+
 def test_the_command_trains_exports_and_starts_from_weights(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("lic.training.launch.CALIBRATION_PICTURES", 1)
     exported = tmp_path / "wavelet.safetensors"

@@ -12,7 +12,7 @@ from lic.entropy import Decoder, Encoder
 from lic.errors import FormatError
 from lic.layers import trellis
 from lic.layers.coefficients import SCALE_STEPS
-from lic.layers.trellis import Counts, Expected, Tables
+from lic.layers.trellis import Counts, Expected, Prices, Tables
 
 NO_POINTS = torch.zeros(trellis.POINTS)
 
@@ -39,7 +39,7 @@ def test_what_is_quantised_and_coded_is_decoded(count, seed, width, finer):
     generator = torch.Generator().manual_seed(seed)
     what = expected(generator, count, (-1.0, 1.5), finer)
     values = torch.randn(count, generator=generator) * width
-    symbols, quantisers = trellis.quantise(values, what, TABLES.bits(), NO_POINTS, 0.1)
+    symbols, quantisers = trellis.quantise(values, what, Prices(TABLES.bits(), NO_POINTS, 0.1))
     encoder = Encoder()
     TABLES.encode(encoder, what.table, symbols, quantisers)
     read = TABLES.decode(Decoder(encoder.bytes()), what.table)
@@ -79,7 +79,7 @@ def test_errors_are_smaller_than_those_of_a_cube():
     count = 40_000
     what = expected(generator, count, (0.8, 1.0))
     values = torch.randn(count, generator=generator) * 10
-    symbols, quantisers = trellis.quantise(values, what, torch.zeros(2 * trellis.TABLES, 33), NO_POINTS, 0.0)
+    symbols, quantisers = trellis.quantise(values, what, Prices(torch.zeros(2 * trellis.TABLES, 33), NO_POINTS, 0.0))
     error = values - what.values(symbols, quantisers, NO_POINTS) / 128
     apart = 144 / 128  # how far the points of a quantiser are
     assert 0.060 < error.square().mean() / apart**2 < 0.069  # 1 / 12 for a single quantiser; 1 / (2 pi e) at best
@@ -111,7 +111,7 @@ def test_symbols_cost_what_they_were_said_to():
     what = expected(generator, 60_000, (-1.0, 0.5))
     widths = torch.tensor(SCALE_STEPS)[what.table // 5]
     values = what.values(*(torch.zeros_like(what.table),) * 2, NO_POINTS) / 128 + torch.randn(60_000) * 1.5 * widths
-    symbols, quantisers = trellis.quantise(values, what, TABLES.bits(), NO_POINTS, 0.1)
+    symbols, quantisers = trellis.quantise(values, what, Prices(TABLES.bits(), NO_POINTS, 0.1))
     encoder = Encoder()
     TABLES.encode(encoder, what.table, symbols, quantisers)
     costs = TABLES.bits()[(what.table + trellis.TABLES * quantisers).long(), symbols.clamp(-16, 16).long() + 16]
@@ -128,6 +128,18 @@ def test_damage_is_an_error_or_symbols(data, seed, incomplete):
         return
     assert symbols.abs().max() < 2**23
     assert set(quantisers.unique().tolist()) <= {0, 1}
+
+
+def test_an_even_number_that_was_escaped_is_damage():
+    what = expected(torch.Generator().manual_seed(1), 1, (0.0, 0.0))
+    for symbol in (17, 18, 31, -40):
+        encoder = Encoder()
+        TABLES.encode(encoder, what.table, torch.tensor([symbol], dtype=torch.int32), torch.zeros(1, dtype=torch.int32))
+        if symbol % 2:
+            assert TABLES.decode(Decoder(encoder.bytes()), what.table)[0].item() == symbol
+        else:
+            with pytest.raises(FormatError, match="even"):
+                TABLES.decode(Decoder(encoder.bytes()), what.table)
 
 
 def test_costs_are_those_of_the_tables():

@@ -79,7 +79,7 @@ def test_less_is_decoded_for_less(coded, monkeypatch):
 
         return count
 
-    for name in ("decode", "decode_each"):
+    for name in ("decode", "entries"):
         monkeypatch.setattr(entropy.Decoder, name, counting(getattr(entropy.Decoder, name)))
 
     def symbols(**view):
@@ -89,7 +89,7 @@ def test_less_is_decoded_for_less(coded, monkeypatch):
         return decoded
 
     whole = symbols()
-    assert whole == 301 * 227 * 3
+    assert 301 * 227 * 3 <= whole < 1.001 * 301 * 227 * 3  # and the amounts
     assert symbols(scale=1 / 2) < 0.3 * whole
     assert symbols(scale=1 / 4) < 0.1 * whole
     assert symbols(region=(0, 0, 10, 10)) < 0.4 * whole

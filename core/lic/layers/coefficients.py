@@ -51,16 +51,6 @@ def scale_index(log_scale: Tensor, finer: int = 0) -> Tensor:
 SCALE_STEPS = [math.exp(index / _SCALES_PER_E - _NARROWEST) for index in range(SCALES)]
 
 
-def choose_tables(mean: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What the prior says of each coefficient, as int32: the table's index, and how a coefficient's integer q becomes
-    the symbol s that is coded with it: s = sign * (q - nearest)."""
-    # Exact, and so is all that follows.
-    eighths = (mean * 8).round().int()
-    nearest = (eighths + 4) >> 3
-    offset = eighths - (nearest << 3)  # -4..3
-    return scale_index(log_scale) * MEANS + offset.abs(), nearest, 1 - 2 * (offset < 0).int()
-
-
 _QUARTER = round(math.log(2) / 4 * _SCALES_PER_E * 256)
 _FACTOR_BITS = 12
 
@@ -158,8 +148,8 @@ class BandsWriter:
     def __init__(self, shape: PlaneShape, tables: list[Table], low: np.ndarray):
         self._shape = shape
         self._encoders: defaultdict[int, Encoder] = defaultdict(Encoder)
-        residuals = _predicted(low)
-        self._scales = bytes(_scale_of(plane) for plane in residuals)
+        residuals = predicted(low)
+        self._scales = bytes(scale_of(plane) for plane in residuals)
         for plane, scale in zip(residuals, self._scales, strict=True):
             self._encoders[0].encode_shared(plane.ravel(), tables[scale * MEANS])
 
@@ -188,7 +178,7 @@ class BandsReader:
         self._decoders = _decoders(file.read(), lengths, truncated)
         rows, columns = tiles.size(shape.height, shape.width, LEVELS)
         residuals = [self._decoders[0].decode_shared(rows * columns, tables[scale * MEANS]) for scale in scales]
-        self.low = _unpredicted(np.stack(residuals).reshape(shape.channels, rows, columns))
+        self.low = unpredicted(np.stack(residuals).reshape(shape.channels, rows, columns))
 
     def read(self, this: Pass, table: Tensor, decode: Decode) -> tuple[Tensor, Tensor]:
         """What decode(decoder, table) makes of a pass, int32 of the shape of table; zeros where the data is cut off."""
@@ -216,18 +206,18 @@ def _decoders(data: bytes, lengths: list[int], truncated: bool) -> dict[int, Dec
     }
 
 
-def _predicted(low: np.ndarray) -> np.ndarray:
+def predicted(low: np.ndarray) -> np.ndarray:
     """Each sample (C, H, W) less its left neighbour; the first column, less the one above."""
     first = np.diff(low[:, :, :1], axis=1, prepend=0)
     return np.concatenate([first, np.diff(low, axis=2)], axis=2)
 
 
-def _unpredicted(residuals: np.ndarray) -> np.ndarray:
+def unpredicted(residuals: np.ndarray) -> np.ndarray:
     residuals[:, :, 0] = np.cumsum(residuals[:, :, 0], axis=1)
     return np.cumsum(residuals, axis=2).clip(-(2**23), 2**23)  # only damage goes further: see lifting.synthesise
 
 
-def _scale_of(residuals: np.ndarray) -> int:
-    """The table scale that suits a plane of residuals: a logistic's mean absolute value is 2 log 2 scales."""
+def scale_of(residuals: np.ndarray) -> int:
+    """The table scale that suits residuals: a logistic's mean absolute value is 2 log 2 scales."""
     scale = max(np.abs(residuals).mean() / (2 * math.log(2)), 0.05)
     return min(SCALES - 1, max(0, round((math.log(scale) + _NARROWEST) * _SCALES_PER_E)))

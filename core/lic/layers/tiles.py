@@ -48,6 +48,13 @@ class Area(NamedTuple):
             for left in range(self.left, self.right, side):
                 yield Area(top, left, min(top + side, self.bottom), min(left + side, self.right))
 
+    def blocks(self, side: int) -> Iterator[Area]:
+        """Of a grid that begins at the picture's corner, the squares of that side, as far as they are in the area."""
+        for top in range(self.top // side * side, self.bottom, side):
+            for left in range(self.left // side * side, self.right, side):
+                bottom, right = min(top + side, self.bottom), min(left + side, self.right)
+                yield Area(max(top, self.top), max(left, self.left), bottom, right)
+
     def coarser(self) -> Area:
         return Area(self.top // 2, self.left // 2, -(-self.bottom // 2), -(-self.right // 2))
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lic.entropy import PRECISION, Decoder, Encoder, Table, integer_frequencies
+from lic.errors import FormatError
 from lic.layers import lifting
 from lic.layers.coefficients import (
     MEANS,
@@ -39,8 +40,9 @@ FIRST, BROAD = 11, 27  # table scales, 0.2 and 2 steps, from where on: the trell
 TABLES = SCALES * MEANS  # of one quantiser
 _FIRST_TABLE = FIRST * MEANS
 _NARROW = (BROAD - FIRST) * MEANS  # tables from there on: of coefficients that are decoded row after row of the trellis
-REACH = 16  # symbols farther out are escaped
+REACH = 16  # symbols farther out are escaped; in the trellis they are odd, so that the escape says how a path goes on
 _AT_ONCE = 2**14  # symbols whose frequencies are gathered together
+_LENGTH = 256  # coefficients, of the shortest paths where there are enough
 _UNIT, _SURE_UNIT = 72, 64  # in 1 / 2**FRACTION steps
 
 _MEMORY = 4  # the logarithm of the number of states
@@ -135,21 +137,37 @@ def point_index(table: Tensor, symbols: Tensor) -> Tensor:
     return table * _POINTS + symbols.clamp(-_POINTS_REACH, _POINTS_REACH) + _POINTS_REACH
 
 
+class Prices(NamedTuple):
+    """What choices cost: squared error, in squared steps, + lagrangian * bits."""
+
+    bits: Tensor  # (2 * TABLES, 2 * REACH + 1), of symbols -REACH..REACH
+    points: Tensor  # see `Expected.values`
+    lagrangian: float | Tensor  # or one for each of them, (n,)
+
+    def at(self, which: Tensor) -> Prices:
+        return self._replace(lagrangian=self.lagrangian[which]) if isinstance(self.lagrangian, Tensor) else self
+
+    def of(self, symbols: Tensor, quantisers: Tensor, x: Tensor, expected: Expected) -> Tensor:
+        """x: what they stand for, see `Expected.positions`."""
+        table = expected.table + TABLES * quantisers
+        moved = self.points[point_index(table, symbols)]
+        error = ((x - position(symbols, quantisers)) * expected.unit - moved) / 2**lifting.FRACTION
+        return error.square() + self.lagrangian * self.bits[table, symbols.clamp(-REACH, REACH) + REACH]
+
+
 @torch.no_grad()
-def quantise(
-    values: Tensor, expected: Expected, bits: Tensor, points: Tensor, lagrangian: float
-) -> tuple[Tensor, Tensor]:
+def quantise(values: Tensor, expected: Expected, prices: Prices) -> tuple[Tensor, Tensor]:
     """Values of any shape, real numbers in steps -> the symbols and quantisers, int32, of the cheapest path through the
-    trellis: by squared error + lagrangian * bits. bits (2 * TABLES, 2 * REACH + 1): what symbols -REACH..REACH cost."""
+    trellis."""
     flat = Expected(*(x.flatten() for x in expected))
     x = flat.positions(values.flatten())
     lower = torch.floor(x / 2).int()
     quantisers = torch.zeros_like(lower)
-    costs = [_cost(x, symbols, quantisers, flat, bits, points, lagrangian) for symbols in (lower, lower + 1)]
+    costs = [prices.of(symbols, quantisers, x, flat) for symbols in (lower, lower + 1)]
     symbols = lower + (costs[1] < costs[0]).int()
     which = torch.nonzero(flat.in_trellis)[:, 0]
     if len(which):
-        choices = _choices(x[which], flat.at(which), bits, points, lagrangian)
+        choices = _choices(x[which], flat.at(which), prices.at(which))
         costs_each = torch.stack([cost for cost, _ in choices]).cpu().numpy()
         chosen = torch.from_numpy(_cheapest_path(costs_each)).to(x.device)
         symbols[which] = torch.stack([symbols for _, symbols in choices]).gather(0, chosen[None])[0]
@@ -157,39 +175,32 @@ def quantise(
     return symbols.view(values.shape), quantisers.view(values.shape)
 
 
-def _choices(
-    x: Tensor, expected: Expected, bits: Tensor, points: Tensor, lagrangian: float
-) -> list[tuple[Tensor, Tensor]]:
+def _choices(x: Tensor, expected: Expected, prices: Prices) -> list[tuple[Tensor, Tensor]]:
     """Cost and symbol of the best choice at 2 * quantiser + parity."""
     out = []
     side = torch.where(x < 0, -1, 1).int()
+    narrow = expected.table < _FIRST_TABLE + _NARROW
     for quantiser in (0, 1):
         quantisers = torch.full_like(expected.table, quantiser)
         for parity in (0, 1):
             near = 2 * torch.floor((x.abs() + quantiser - 2 * parity) / 4).int() + parity
             one, two = side * near, side * (near + 2)
-            costs = [_cost(x, symbols, quantisers, expected, bits, points, lagrangian) for symbols in (one, two)]
+            costs = [prices.of(symbols, quantisers, x, expected) for symbols in (one, two)]
+            if parity == 0:
+                beyond = [narrow & (symbols.abs() > REACH) for symbols in (one, two)]
+                costs = [torch.where(far, math.inf, cost) for far, cost in zip(beyond, costs, strict=True)]
             cheaper = costs[1] < costs[0]
             out.append((torch.minimum(*costs), torch.where(cheaper, two, one)))
     return out
 
 
-def _cost(
-    x: Tensor, symbols: Tensor, quantisers: Tensor, expected: Expected, bits: Tensor, points: Tensor, lagrangian: float
-) -> Tensor:
-    table = expected.table + TABLES * quantisers
-    moved = points[point_index(table, symbols)]
-    error = ((x - position(symbols, quantisers)) * expected.unit - moved) / 2**lifting.FRACTION
-    return error.square() + lagrangian * bits[table, symbols.clamp(-REACH, REACH) + REACH]
-
-
 def _width(count: int) -> int:
-    return math.isqrt(count) // 2 + 1
+    return min(math.isqrt(count) // 2, count // _LENGTH) + 1
 
 
 def _rows(count: int) -> list[slice]:
-    """The coefficients of a pass, row after row of a rectangle four times as high as wide: each column is a path of its
-    own. Long paths gain more; short rows take more time."""
+    """The coefficients of a pass, row after row of a rectangle four times as high as wide, or higher: each column is a
+    path of its own. Long paths gain more; short rows take more time."""
     width = _width(count)
     return [slice(start, min(start + width, count)) for start in range(0, count, width)]
 
@@ -217,13 +228,22 @@ def _cheapest_path(costs: NDArray[np.float32]) -> NDArray[np.int64]:
     return choices
 
 
+# Entries of a narrow coefficient's table: symbols 0, 1, -1, 2, … -REACH, and the escape, which counts as odd.
+_ENTRIES = 2 * REACH + 2
+_ESCAPE = _ENTRIES - 1
+_SYMBOLS = np.array([*sorted(range(-REACH, REACH + 1), key=lambda s: (abs(s), -s)), -REACH - 1], np.int32)
+_BY_STATE_AND_ENTRY = np.arange(2**_MEMORY).repeat(_ENTRIES), np.tile(_SYMBOLS & 1, 2**_MEMORY)
+_AFTER = _FOLLOWING[_BY_STATE_AND_ENTRY] * _ENTRIES
+_FURTHER = _NARROW * (_BY_STATE_AND_ENTRY[0] & 1)  # a state's quantiser has its tables so much further
+
+
 class Tables:
     """What symbols are coded with. shared: a table for each scale and mean, for those not in the trellis and for broad
     ones; frequencies (2 * _NARROW, 2 + 2 * REACH) of an escape and of -REACH..REACH, for all others."""
 
     def __init__(self, shared: list[Table], frequencies: NDArray[np.integer]):
         self.shared = shared
-        self._frequencies = frequencies.astype(np.float64)
+        self._frequencies = np.ascontiguousarray(frequencies[:, _SYMBOLS + REACH + 1], np.float64)  # as entries
 
     @staticmethod
     def unpack(shipped: dict[str, Tensor]) -> Tables:
@@ -238,7 +258,8 @@ class Tables:
             entries = symbols - table.first
             shared.append(table.bits()[np.where((entries < 0) | (entries >= table.size), 0, entries + 1)])
         out = np.stack([shared, shared])
-        narrow = (PRECISION - np.log2(self._frequencies[:, 1:])).reshape(2, _NARROW, -1)
+        ascending = self._frequencies[:, np.argsort(_SYMBOLS)[1:]]
+        narrow = (PRECISION - np.log2(ascending)).reshape(2, _NARROW, -1)
         out[:, _FIRST_TABLE : _FIRST_TABLE + _NARROW] = narrow
         return torch.from_numpy(out.astype(np.float32)).flatten(0, 1)
 
@@ -247,15 +268,12 @@ class Tables:
         tables, numbers, choices = (x.cpu().numpy() for x in (table, symbols, quantisers))
         narrow = _is_narrow(tables)
         encoder.encode(numbers[~narrow], tables[~narrow], self.shared)
-        which = np.flatnonzero(tables >= _FIRST_TABLE)
-        if (abs(numbers[narrow]) > REACH).any():  # escapes follow the row that they are in
-            rows = _rows(len(which))
-        else:
-            rows = [slice(start, start + _AT_ONCE) for start in range(0, len(which), _AT_ONCE)]
-        for row in rows:
-            here = which[row]
-            here = here[narrow[here]]
-            encoder.encode_each(numbers[here] + REACH, self._frequencies[_narrow_row(tables[here], choices[here])])
+        rows, numbers = _narrow_row(tables[narrow], choices[narrow]), numbers[narrow]
+        entries = np.where(numbers > 0, 2 * numbers - 1, -2 * numbers).clip(max=_ESCAPE)
+        for start in range(0, len(rows), _AT_ONCE):
+            here = slice(start, start + _AT_ONCE)
+            encoder.entries(entries[here], self._frequencies[rows[here]])
+        encoder.escapes(numbers + REACH, 2 * REACH + 1)
 
     def decode(self, decoder: Decoder, table: Tensor) -> tuple[Tensor, Tensor]:
         """Symbols and quantisers of a pass, (n,) int32."""
@@ -264,20 +282,23 @@ class Tables:
         symbols, quantisers = np.zeros_like(tables), np.zeros_like(tables)
         symbols[~narrow] = decoder.decode(tables[~narrow], self.shared)
         which = np.flatnonzero(tables >= _FIRST_TABLE)
-        numbers, choices, apart = symbols[which], quantisers[which], narrow[which]
-        first_rows, all_apart = _narrow_row(tables[which], np.zeros_like(which)), bool(apart.all())
-        states: NDArray[np.intp] = np.zeros(_width(len(which)), np.intp)
+        entries, apart = symbols[which] & 1, narrow[which]  # of what is decoded already, the parity is enough
+        rows, all_apart = _narrow_row(tables[which], np.zeros_like(which)), bool(apart.all())
+        passed = np.empty(len(which), np.intp)
+        states: NDArray[np.intp] = np.zeros(_width(len(which)), np.intp)  # times _ENTRIES
         for row in _rows(len(which)):
-            now = states[: row.stop - row.start]
-            choices[row] = now & 1
-            rows = first_rows[row] + _NARROW * choices[row]
+            passed[row] = now = states[: row.stop - row.start]
+            here = rows[row] + _FURTHER.take(now)
             if all_apart:  # the rule, and a good deal faster
-                numbers[row] = decoder.decode_each(self._frequencies.take(rows, 0))
+                entries[row] = decoder.entries(self._frequencies.take(here, 0))
             else:
-                numbers[row][apart[row]] = decoder.decode_each(self._frequencies[rows[apart[row]]])
-            states[: len(now)] = _FOLLOWING.take(2 * now + (numbers[row] & 1))  # REACH is even
-        numbers[apart] -= REACH
-        symbols[which], quantisers[which] = numbers, choices
+                entries[row][apart[row]] = decoder.entries(self._frequencies[here[apart[row]]])
+            states = _AFTER.take(now + entries[row])
+        quantisers[which] = passed // _ENTRIES & 1
+        entries = entries[apart]
+        symbols[narrow] = decoder.escapes(_SYMBOLS[entries] + REACH, 2 * REACH + 1) - REACH
+        if (symbols[narrow][entries == _ESCAPE] % 2 == 0).any():
+            raise FormatError("the coded data is damaged: an even number was escaped")
         return torch.from_numpy(symbols).to(table.device), torch.from_numpy(quantisers).to(table.device)
 
 

@@ -27,63 +27,23 @@ from lic import weights as weight_files
 from lic.codec import ModelCard, PlaneShape, Settings, Streams, View
 from lic.errors import FormatError, TruncatedError
 from lic.layers import integer, lifting, tiles, trellis
-from lic.layers.band_prior import (
-    FEATURE,
-    LEVELS,
-    STEP_UNIT,
-    Code,
-    Pass,
-    Prior,
-    Residual,
-    step_feature,
-    to_multiple,
-    walk,
-)
+from lic.layers.amounts import Amounts, BestAmounts, unfolded
+from lic.layers.band_prior import LEVELS, STEP_UNIT, Code, Pass, Prior, walk
 from lic.layers.coefficients import BandsReader, BandsWriter, Inside, logistic_bits, scaled
 from lic.layers.colour import COLOUR, UNTURNED, best_angles, times, to_planes, turn
-from lic.layers.integer import Convolution, TrainableConv2d, kernel_for, rectified, signed
+from lic.layers.integer import Convolution, TrainableConv2d, kernel_for
+from lic.layers.post_filter import ALIGNED, Decoded, PostFilter, Replay, remaining
 from lic.layers.tiles import Area, Level
-from lic.layers.trellis import Expected, quantise
-
-_FILTER_STREAM, _FILTER_HIDDEN = signed(6), rectified(5)
-_FOLD = 2  # the side of the squares of pixels that the post-filter takes as one position
-
-
-class PostFilter(nn.Module):
-    """The picture folded into channels, and the step -> residual blocks -> a correction in units of the step."""
-
-    def __init__(self, conv: type[Convolution], channels: int = 64, hidden: int = 64, blocks: int = 3):
-        super().__init__()
-        self.form = conv.form
-        self.reach = _FOLD * (2 * blocks + 2)  # how far from a pixel what decides on it lies
-        pixels = 3 * _FOLD**2
-        self.input = conv(2 * pixels + 1, channels, 3, FEATURE, _FILTER_STREAM)
-        residuals = [Residual(conv, channels, hidden, _FILTER_STREAM, _FILTER_HIDDEN) for _ in range(blocks)]
-        self.blocks = nn.Sequential(*residuals)
-        self.out = conv(channels, pixels, 3, _FILTER_STREAM, None)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
-
-    def forward(self, picture: Tensor, step: Tensor) -> Tensor:
-        """picture (N, 3, H, W) int32 in 1 / 2**FRACTION steps, step (N,) int64 in 1 / STEP_UNIT
-        -> (N, 3, H, W) float32, the correction in steps."""
-        height, width = picture.shape[2:]
-        picture = to_multiple(picture, _FOLD)
-        halves = (picture * step.int().view(-1, 1, 1, 1) + (1 << 12)) >> 13  # of an 8-bit pixel value
-        folded = F.pixel_unshuffle(halves.clamp(-1024, 1023).short(), _FOLD)
-        n, _, h, w = folded.shape
-        logarithms = folded.new_tensor([step_feature(s) for s in step.tolist()]).view(-1, 1, 1, 1).expand(n, 1, h, w)
-        features = torch.cat([folded >> 4, logarithms >> 2, folded & 15], 1)
-        x = self.blocks(self.input(self.form(features, FEATURE)))
-        return F.pixel_shuffle(self.out(x), _FOLD)[..., :height, :width]
-
+from lic.layers.trellis import Expected, Prices, quantise
+from lic.layers.visibility import prices_of_bits
 
 _PART = 160  # pixels, the sides of what training codes in full
 _PRIORS = 3  # of the finest level, the next one, and all others
 
 
 class Networks(nn.Module):
-    """Prior, reconstruction points and post-filter, and how they are trained together (lic.training.loop.Trainable)."""
+    """Prior, reconstruction points and post-filter, and how they are trained, together or with `--part` one of them
+    (lic.training.loop.Trainable)."""
 
     shrunk = 0.5
     points: Tensor
@@ -93,32 +53,71 @@ class Networks(nn.Module):
         self.priors = nn.ModuleList([Prior(conv, blocks=4) for _ in range(_PRIORS)])
         self.post_filter = PostFilter(conv)
         self.register_buffer("points", torch.zeros(trellis.POINTS))
+        self._replay = Replay()
 
     def forward(self, pixels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """A training step. Besides `loss`: the rate's part of it, bits per pixel, and the decibels the filter gains.
+        """A training step. Besides `loss`: bits per pixel, and the decibels that the filter gains, with its first
+        correction and with the best amounts of all."""
+        prior_learns, filter_learns = (
+            any(parameter.requires_grad for parameter in part.parameters()) for part in (self.priors, self.post_filter)
+        )
+        replay = self._replay if self.training and filter_learns else None
+        if replay and not prior_learns and replay.suffices(generator):
+            return self._filter_losses(replay.draw(generator))
+        if self.training and not filter_learns and float(torch.rand(1, generator=generator)) < 0.5:
+            # Coarse levels of small pictures have other borders. (What a filter is to learn from has one size.)
+            sides = range(32, max(pixels.shape[2:]) + 1, 32)
+            side = sides[int(torch.randint(len(sides), (1,), generator=generator))]
+            pixels = pixels[..., :side, :side]
+        bits_per_pixel, decoded = self._code(pixels, generator, prior_learns)
+        losses = {"loss": torch.zeros(())}
+        if filter_learns:
+            if replay:
+                replay.add(decoded)
+                decoded = replay.draw(generator)
+            losses = self._filter_losses(decoded)
+        if prior_learns:
+            rate = (bits_per_pixel / (0.08 + bits_per_pixel.detach())).mean()  # every rate counts alike
+            losses |= {"loss": losses["loss"] + rate, "bits_per_pixel": bits_per_pixel.mean()}
+        return losses
 
-        Coarse levels have few coefficients, and cost little: they are coded in whole crops, the two finest levels and
-        the post-filter in a part of them.
+    def _filter_losses(self, decoded: Decoded) -> dict[str, Tensor]:
+        decoded = Decoded(*(x.to(self.points.device) for x in decoded))
+        before, plain, best = remaining(self.post_filter, decoded)
+        return {
+            "loss": torch.stack([torch.log(after / before + 1e-3) for after in (plain, best)]).mean(),
+            "plain_gain_db": -10 * torch.log10(plain / before).mean(),
+            "gain_db": -10 * torch.log10(best / before).mean(),
+            "psnr": -10 * torch.log10(best * (decoded.step / STEP_UNIT / 255).square()).mean(),
+        }
+
+    def _code(self, pixels: Tensor, generator: torch.Generator, prior_learns: bool) -> tuple[Tensor, Decoded]:
+        """Pictures (N, 3, H, W) at random steps -> their bits per pixel (N,), and what is decoded.
+
+        Where the prior learns, that is a part of them. Coarse levels have few coefficients, and cost little: they are
+        coded whole, the two finest ones in that part.
         """
         n, _, height, width = pixels.shape
+        side = _PART if prior_learns else max(height, width)
         top, left = (
-            4 * int(torch.randint(max(side - _PART, 0) // 4 + 1, (1,), generator=generator)) for side in (height, width)
+            4 * int(torch.randint(max(whole - side, 0) // 4 + 1, (1,), generator=generator))
+            for whole in (height, width)
         )
-        part = Area(top, left, min(top + _PART, height), min(left + _PART, width))
+        part = Area(top, left, min(top + side, height), min(left + side, width))
         planes = _turned(to_planes(pixels))
         uniform = torch.rand(n, generator=generator)
         wide = torch.rand(1, generator=generator) < 0.15
-        low, high = (1.0, 8.7) if wide else (math.log2(6), math.log2(200))
+        low, high = (1.0, 8.7) if wide else (math.log2(6), math.log2(280))
         step = torch.exp2(low + (high - low) * uniform).mul(STEP_UNIT).round().long().to(pixels.device)
         plan = _partly(tiles.plan(height, width, LEVELS), part, height, width)
         covered = {level.number: level.area.positions() * 4**level.number for level in plan}  # in pixels
         bits: list[Tensor] = []
-        table_costs = trellis.logistic_costs().to(pixels.device)
+        prices = Prices(trellis.logistic_costs().to(pixels.device), self.points, LAGRANGIAN)
         errors, counts = torch.zeros_like(self.points), torch.zeros_like(self.points)
 
         def code(this: Pass, c: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
             expected = Expected.of(mean.detach(), log_scale.detach())
-            symbols, quantisers = quantise(c, expected, table_costs, self.points, LAGRANGIAN)
+            symbols, quantisers = quantise(c, expected, prices)
             costs = logistic_bits(*expected.cells(symbols, quantisers), mean, log_scale)
             bits.append(costs.sum((1, 2, 3)) / covered[this.level])
             at = trellis.point_index(expected.table + trellis.TABLES * quantisers, symbols).flatten()
@@ -128,22 +127,11 @@ class Networks(nn.Module):
             return expected.values(symbols, quantisers, self.points)
 
         real_step = (step.float() / STEP_UNIT).view(-1, 1, 1, 1)
-        picture = self._walk(planes / real_step, step, code, plan)
-        if self.training:  # each point follows the mean of its last few thousand coefficients
+        picture = self._walk(planes / real_step, step, code, plan)[part.within(plan[-1].area.finer(height, width))]
+        if self.training and prior_learns:  # each point follows the mean of its last few thousand coefficients
             self.points += (errors - counts * self.points) / (counts + 2000)
-        inside = part.within(plan[-1].area.finer(height, width))
-        correction = self.post_filter(picture, step)[inside]
-        error = planes[..., top : part.bottom, left : part.right] / real_step - picture[inside] / 2**lifting.FRACTION
-        before, after = error.square().mean((1, 2, 3)), (error - correction).square().mean((1, 2, 3))
-        bits_per_pixel = torch.stack(bits).sum(0)
-        rate = (bits_per_pixel / (0.08 + bits_per_pixel.detach())).mean()  # every rate counts alike
-        return {
-            "loss": rate + torch.log(after / before + 1e-3).mean(),
-            "rate_loss": rate,
-            "bits_per_pixel": bits_per_pixel.mean(),
-            "gain_db": -10 * torch.log10(after / before).mean(),
-            "psnr": -10 * torch.log10(after * real_step.flatten().square() / 255**2).mean(),
-        }
+        original = planes[..., part.top : part.bottom, part.left : part.right] / real_step
+        return torch.stack(bits).sum(0), Decoded(picture, original - picture / 2**lifting.FRACTION, step)
 
     def _walk(
         self, x: Tensor, step: Tensor, code: Callable[[Pass, Tensor, Tensor, Tensor], Tensor], plan: list[Level]
@@ -172,11 +160,11 @@ class Networks(nn.Module):
     @torch.inference_mode()
     def calibrated(self, pictures: list[np.ndarray]) -> dict[str, Tensor]:
         """Tables from the pictures' coefficients, at six steps."""
-        counts = trellis.Counts()
+        counts, prices = trellis.Counts(), Prices(trellis.logistic_costs(), self.points, LAGRANGIAN)
 
         def code(_: Pass, c: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
             expected = Expected.of(mean, log_scale)
-            symbols, quantisers = quantise(c, expected, trellis.logistic_costs(), self.points, LAGRANGIAN)
+            symbols, quantisers = quantise(c, expected, prices)
             counts.count(*(x.flatten() for x in (expected.table, symbols, quantisers)))
             return expected.values(symbols, quantisers, self.points)
 
@@ -204,9 +192,11 @@ def _partly(plan: list[Level], part: Area, height: int, width: int) -> list[Leve
     return [*plan[:-2], *reversed(finest)]
 
 
-REFINING_EFFORTS = (5, 8)  # from each of them on, once more: code the picture less what the post-filter will add
+MIXING_EFFORT = 5  # from there on, choose amounts of the post-filter's corrections
+REFINING_EFFORT = 8  # from there on, once more: code the picture less what the post-filter will add
 _AIMED = 0.5  # of that: a path through the trellis has errors of its own, which the next one will not have
 LAGRANGIAN = 0.08  # squared steps a bit is worth
+_VISUAL_LAGRANGIAN = 0.05  # the same for `tune="visual"`, where a bit's worth differs from place to place
 
 
 def quality_step(quality: float) -> int:
@@ -249,9 +239,9 @@ _COLOUR_BITS = 13
 
 
 class WaveletCodec:
-    """One stream, `coefficients`: the step (2 bytes); or 0 (2 bytes), the step, the weighting (a signed byte a level,
-    finest first); or 0 (4 bytes), the step, the weighting, the angles of the colour planes (3 signed bytes). Then as
-    lic.layers.coefficients says."""
+    """Streams: `amounts`, as lic.layers.amounts says; and `coefficients`: the step (2 bytes); or 0 (2 bytes), the step,
+    the weighting (a signed byte a level, finest first); or 0 (4 bytes), the step, the weighting, the angles of the
+    colour planes (3 signed bytes). Then as lic.layers.coefficients says."""
 
     card = ModelCard(
         name="wavelet",
@@ -259,7 +249,7 @@ class WaveletCodec:
         purpose="the default: photographs at every quality",
         lossy=True,
         lossless=True,
-        streams=("coefficients",),
+        streams=("amounts", "coefficients"),
         lossless_by="wavelet_lossless",
         tunes=tuple(WEIGHTING),
     )
@@ -271,7 +261,8 @@ class WaveletCodec:
         networks = Networks(kernel_for(device))
         networks.load_state_dict(tensors)
         self.priors, self.post_filter = networks.to(device).priors, networks.post_filter
-        self.points, self.costs = networks.points, self.tables.bits().to(device)
+        self.points = networks.points
+        self.prices = Prices(self.tables.bits().to(device), self.points, LAGRANGIAN)
 
     @staticmethod
     def trainable() -> Networks:
@@ -285,17 +276,43 @@ class WaveletCodec:
         weighting = WEIGHTING[settings.tune]
         angles = best_angles(x, LEVELS) if shape.channels == 3 and settings.effort > 0 else UNTURNED
         x = times(turn(angles), x) * (STEP_UNIT / step)
-        picture, coded = self._coded(x, shape, step, weighting)
-        for _ in range(sum(settings.effort >= effort for effort in REFINING_EFFORTS)):
+        lagrangians = None
+        if settings.tune == "visual":
+            luma = x[:, :1] * (step / STEP_UNIT / 3**0.5)
+            lagrangians = [relative * _VISUAL_LAGRANGIAN for relative in prices_of_bits(luma, LEVELS)]
+        picture, coded = self._coded(x, shape, step, weighting, lagrangians)
+        amounts = (
+            self._amounts(x, picture, shape, step)
+            if settings.effort >= MIXING_EFFORT
+            else Amounts.usual(shape.channels)
+        )
+        if settings.effort >= REFINING_EFFORT:
             whole = Area(0, 0, shape.height, shape.width)
             aim = x.clone()
-            for part, correction in self._corrections(picture, whole, whole, step):
-                aim[part.within(whole)] -= _AIMED * correction
-            picture, coded = self._coded(aim, shape, step, weighting)
-        return {"coefficients": _header(step, weighting, angles) + coded}
+            for part, around, corrections in self._corrections(picture, whole, whole, step):
+                added = amounts.mixed(corrections, around)[part.within(around)]
+                aim[part.within(whole)] -= added * (_AIMED / 64)
+            picture, coded = self._coded(aim, shape, step, weighting, lagrangians)
+            amounts = self._amounts(x, picture, shape, step)
+        stream = _header(step, weighting, angles) + coded
+        return {"amounts": amounts.to_bytes(self.tables.shared), "coefficients": stream}
 
-    def _coded(self, x: Tensor, shape: PlaneShape, step: int, weighting: tuple[int, ...]) -> tuple[Tensor, bytes]:
-        """Planes (1, 3, H, W) in steps -> the picture before the post-filter, and the stream after the header."""
+    def _amounts(self, x: Tensor, picture: Tensor, shape: PlaneShape, step: int) -> Amounts:
+        """What suits the picture (1, 3, H, W) that planes x, in steps, are coded as."""
+        whole = Area(0, 0, shape.height, shape.width)
+        best = BestAmounts(shape.channels, shape.height, shape.width)
+        for part, around, corrections in self._corrections(picture, whole, whole, step):
+            here = part.within(whole)
+            best.add(unfolded(corrections)[part.within(around)], x[here] - picture[here] / 2**lifting.FRACTION, part)
+        return best.best(self.tables.shared, LAGRANGIAN)
+
+    def _coded(
+        self, x: Tensor, shape: PlaneShape, step: int, weighting: tuple[int, ...], lagrangians: list[Tensor] | None
+    ) -> tuple[Tensor, bytes]:
+        """Planes (1, 3, H, W) in steps -> the picture before the post-filter, and the stream after the header.
+
+        lagrangians: of each level's positions (1, 1, h, w), if they differ.
+        """
         low, bands = lifting.analyse(x, LEVELS)
         low_q = low.round().int()[0, : shape.channels].cpu().numpy()
         writer = BandsWriter(shape, self.tables.shared, low_q)
@@ -305,7 +322,10 @@ class WaveletCodec:
             finer = weighting[this.level - 1]
             c = inside.take(this.of(bands)) * 2 ** (finer / 4)
             expected = Expected.of(inside.take(mean), inside.take(log_scale), finer)
-            symbols, quantisers = quantise(c, expected, self.costs, self.points, LAGRANGIAN)
+            prices = self.prices
+            if lagrangians:
+                prices = prices._replace(lagrangian=inside.take(this.of([x.expand(1, 9, -1, -1) for x in lagrangians])))
+            symbols, quantisers = quantise(c, expected, prices)
             self.tables.encode(writer.encoder(this), expected.table, symbols, quantisers)
             return inside.put(scaled(expected.values(symbols, quantisers, self.points), -finer), mean.shape)
 
@@ -314,6 +334,7 @@ class WaveletCodec:
 
     def decompress(self, streams: Streams, shape: PlaneShape, view: View) -> Tensor:
         step, weighting, angles, rest = _read_header(streams["coefficients"])
+        amounts = Amounts.from_bytes(streams["amounts"], self.tables.shared, shape.channels, shape.height, shape.width)
         reader = BandsReader(rest, shape, self.tables.shared, view.truncated)
 
         def code(this: Pass, mean: Tensor, log_scale: Tensor) -> Tensor:
@@ -324,24 +345,27 @@ class WaveletCodec:
             return inside.put(scaled(expected.values(symbols, quantisers, self.points), -finer), mean.shape)
 
         wanted, (height, width) = view.area(shape), tiles.size(shape.height, shape.width, view.halvings)
-        around = wanted if view.halvings else wanted.around(self.post_filter.reach, _FOLD, height, width)
+        around = wanted if view.halvings else wanted.around(self.post_filter.reach, ALIGNED, height, width)
         plan = tiles.plan(shape.height, shape.width, LEVELS, around, view.halvings)
         picture = self._walk(reader.low, shape, step, code, plan)
         covered = plan[-1].area.finer(height, width) if plan else Area(0, 0, *reader.low.shape[1:])
         if view.halvings:
             return _pixels(picture[wanted.within(covered)], shape, step, angles, view.halvings)
         out = torch.empty(shape.channels, wanted.bottom - wanted.top, wanted.right - wanted.left, dtype=torch.int32)
-        for part, correction in self._corrections(picture, wanted, covered, step):
-            exact = (correction * 64).round().int() << lifting.FRACTION - 6
+        for part, around, corrections in self._corrections(picture, wanted, covered, step):
+            exact = amounts.mixed(corrections, around)[part.within(around)] << lifting.FRACTION - 6
             out[part.within(wanted)] = _pixels(picture[part.within(covered)] + exact, shape, step, angles)
         return out
 
-    def _corrections(self, picture: Tensor, wanted: Area, covered: Area, step: int) -> Iterator[tuple[Area, Tensor]]:
-        """What the post-filter adds to an area of the picture, which covers more: in pieces, to bound the memory."""
+    def _corrections(
+        self, picture: Tensor, wanted: Area, covered: Area, step: int
+    ) -> Iterator[tuple[Area, Area, Tensor]]:
+        """What the post-filter has for an area of the picture, which covers more: in pieces, to bound the memory. Each
+        with an area around it, and the corrections of that."""
+        steps = torch.tensor([step], device=self.device)
         for part in wanted.squares(tiles.TILE):
-            around = part.around(self.post_filter.reach, _FOLD, covered.bottom, covered.right)
-            correction = self.post_filter(picture[around.within(covered)], torch.tensor([step], device=self.device))
-            yield part, correction[part.within(around)]
+            around = part.around(self.post_filter.reach, ALIGNED, covered.bottom, covered.right)
+            yield part, around, self.post_filter(picture[around.within(covered)], steps)
 
     def _walk(self, low: np.ndarray, shape: PlaneShape, step: int, code: Code, plan: list[Level]) -> Tensor:
         """From the low band (C, rows, columns), code a plan's levels; the picture (3, h, w) that they make."""

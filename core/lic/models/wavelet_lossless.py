@@ -32,13 +32,14 @@ from lic.errors import FormatError
 from lic.layers import integer, repeats, reversible, tiles
 from lic.layers.band_prior import LEVELS, STEP_UNIT, Code, Pass, Prior, walk
 from lic.layers.coefficients import (
+    MEANS,
     SCALE_STEPS,
     BandsReader,
     BandsWriter,
     Calibration,
     Inside,
-    choose_tables,
     logistic_bits,
+    scale_index,
     unpack_tables,
 )
 from lic.layers.integer import Convolution, TrainableConv2d, kernel_for
@@ -46,6 +47,16 @@ from lic.layers.lifting import FRACTION
 from lic.layers.tiles import Area, Level
 
 _LIMIT = 2**20  # of what synthesis makes: no picture reaches it, nor do 32 bits overflow
+
+
+def _choose_tables(mean: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the prior says of each coefficient, as int32: the table's index, and how a coefficient's integer q becomes
+    the symbol s that is coded with it: s = sign * (q - nearest)."""
+    # Exact, and so is all that follows.
+    eighths = (mean * 8).round().int()
+    nearest = (eighths + 4) >> 3
+    offset = eighths - (nearest << 3)  # -4..3
+    return scale_index(log_scale) * MEANS + offset.abs(), nearest, 1 - 2 * (offset < 0).int()
 
 
 class Networks(nn.Module):
@@ -109,7 +120,7 @@ class Networks(nn.Module):
 
             def code(this: Pass, mean: Tensor, log_scale: Tensor, bands: list[Tensor] = bands) -> Tensor:
                 q = this.of(bands)
-                table, nearest, sign = choose_tables(mean, log_scale)
+                table, nearest, sign = _choose_tables(mean, log_scale)
                 counts.count(table, sign * (q - nearest))
                 return q << FRACTION
 
@@ -164,7 +175,7 @@ class WaveletLosslessCodec:
         def code(this: Pass, mean: Tensor, log_scale: Tensor) -> Tensor:
             inside = Inside(shape, this)
             c = inside.take(this.of(bands)) + half
-            table, nearest, sign = choose_tables(inside.take(mean), inside.take(log_scale))
+            table, nearest, sign = _choose_tables(inside.take(mean), inside.take(log_scale))
             _encode(writer.encoder(this), self.tables, table, sign * ((c >> shift) - nearest), c, shift)
             return inside.put(c - half << FRACTION - shift, mean.shape)
 
@@ -188,7 +199,7 @@ class WaveletLosslessCodec:
 
         def code(this: Pass, mean: Tensor, log_scale: Tensor) -> Tensor:
             inside = Inside(shape, this)
-            table, nearest, sign = choose_tables(inside.take(mean), inside.take(log_scale))
+            table, nearest, sign = _choose_tables(inside.take(mean), inside.take(log_scale))
             symbols, raw = bands.read(this, table, partial(_decode, tables=self.tables, bits=shift))
             c = (nearest + sign * symbols << shift) + raw - half
             return inside.put(c << FRACTION - shift, mean.shape)
