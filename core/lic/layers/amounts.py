@@ -98,6 +98,7 @@ class BestAmounts:
         # Of each block: the products of its corrections, and of these and the error.
         self._grams = torch.zeros(rows, columns, channels, CORRECTIONS, CORRECTIONS, dtype=torch.float64)
         self._moments = torch.zeros(rows, columns, channels, CORRECTIONS, dtype=torch.float64)
+        self._pixels = torch.zeros(rows, columns, dtype=torch.float64)
 
     def add(self, corrections: Tensor, error: Tensor, area: Area) -> None:
         """corrections (1, CORRECTIONS, 3, h, w) and error (1, 3, h, w), in steps, of an area within the picture."""
@@ -108,6 +109,7 @@ class BestAmounts:
             e = error[0, :channels][here].flatten(1)[..., None].double()
             self._grams[at] += (a @ a.transpose(1, 2)).cpu()
             self._moments[at] += (a @ e)[..., 0].cpu()
+            self._pixels[at] += block.positions()
 
     def best(self, tables: list[Table], lagrangian: float) -> Amounts:
         """By what is left of the squared errors, in squared steps, + lagrangian * bits. Planes may keep the usual."""
@@ -125,10 +127,7 @@ class BestAmounts:
         return best
 
     def _of_size(self, size: int) -> NDArray[np.integer]:
-        pixels = torch.zeros(self._grams.shape[:2], dtype=torch.float64)
-        for block in Area(0, 0, *self._sides).blocks(_BLOCK):
-            pixels[block.top // _BLOCK, block.left // _BLOCK] = block.positions()
-        grams, moments, pixels = (_merged(x, 1 << size) for x in (self._grams, self._moments, pixels))
+        grams, moments, pixels = (_merged(x, 1 << size) for x in (self._grams, self._moments, self._pixels))
         numbers = solve(grams, moments, pixels[..., None]).mul(_UNIT).round().permute(3, 2, 0, 1).numpy()
         return (numbers - _USUAL).clip(-_MOST, _MOST).astype(np.int32) + _USUAL
 

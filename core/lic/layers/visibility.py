@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lic.layers.band_prior import to_multiple
+
 _WINDOW = 11
 _C2 = (0.03 * 255) ** 2
 _POWER = 0.5  # 1 would be what structural similarity says, of small errors
@@ -33,4 +35,4 @@ def prices_of_bits(luma: Tensor, levels: int) -> list[Tensor]:
 
 
 def _halved(x: Tensor) -> Tensor:
-    return F.avg_pool2d(F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2), mode="replicate"), 2)
+    return F.avg_pool2d(to_multiple(x, 2), 2)
