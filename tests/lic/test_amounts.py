@@ -88,8 +88,10 @@ def test_the_encoder_finds_what_each_block_needs():
             here = part.within(whole)
             best.add(corrections[here], error[here], part)
         found.append(best.best(TABLES, 0.08))
-    amounts = found[0]
-    assert torch.equal(amounts.numbers, found[1].numbers)
+    amounts, cost = found[0]
+    assert torch.equal(amounts.numbers, found[1][0].numbers)
+    left = (amounts.mixed(coded, whole) / 64 - error).square().sum()
+    assert cost == pytest.approx(float(left) + 0.08 * 8 * len(amounts.to_bytes(TABLES)), rel=0.01)
     left = error - corrections[:, 0]
     assert amounts.mixed(coded, whole).div(64).sub(error).square().mean() < 0.011 < left.square().mean()
     assert amounts.numbers[:2, 0, 0, 0].tolist() == [8, 0]
@@ -101,7 +103,7 @@ def test_what_hardly_helps_is_not_worth_its_bytes():
     error = corrections[:, 0] + 0.1 * torch.randn(1, 3, 300, 300, generator=torch.Generator().manual_seed(6))
     best = BestAmounts(3, 300, 300)
     best.add(corrections, error, Area(0, 0, 300, 300))
-    assert best.best(TABLES, 0.08).to_bytes(TABLES) == b""
+    assert best.best(TABLES, 0.08)[0].to_bytes(TABLES) == b""
 
 
 def test_unfolded_is_the_inverse_of_folding():

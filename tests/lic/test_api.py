@@ -13,6 +13,8 @@ import torch
 
 import lic
 from lic import container
+from lic.layers.band_prior import STEP_UNIT
+from lic.models.wavelet import LAGRANGIAN, quality_step
 from tests.lic.conftest import natural
 
 
@@ -48,9 +50,11 @@ def test_effort_makes_files_smaller_at_the_same_price():
 
     def cost(effort: int) -> float:
         data = lic.encode(photo, quality=60, effort=effort)
-        return len(data) * 10 ** (psnr(photo, lic.decode(data).pixels) / -20)
+        error = np.square((photo - lic.decode(data).pixels.astype(float)) * STEP_UNIT / quality_step(60)).sum()
+        return error + LAGRANGIAN * 8 * len(data)
 
-    assert max(cost(5), cost(8)) < cost(0)
+    costs = [cost(effort) for effort in (8, 5, 0)]
+    assert costs == sorted(costs)
 
 
 def test_metadata_comes_back_byte_for_byte(photo):

@@ -31,11 +31,12 @@ def integers(tensor: torch.Tensor, zero: int) -> torch.Tensor:
 )
 @pytest.mark.parametrize("scale_in", [signed(3), rectified(4)])
 @pytest.mark.parametrize("scale_out", [signed(2), rectified(1), None])
-def test_all_kernels_give_the_same_integers(inputs, outputs, kernel, scale_in, scale_out):
+@pytest.mark.parametrize("sides", [(13, 10), (3, 17), (12, 2)])
+def test_all_kernels_give_the_same_integers(inputs, outputs, kernel, scale_in, scale_out, sides):
     torch.manual_seed(0)
     trained = TrainableConv2d(inputs, outputs, kernel, scale_in, scale_out, biases=2)
     trained.weight.data *= 10  # so that some outputs saturate
-    x = torch.randint(scale_in.low, scale_in.high + 1, (2, inputs, 13, 10))
+    x = torch.randint(scale_in.low, scale_in.high + 1, (2, inputs, *sides))
     results = []
     for kind in (Int8Conv2d, PortableConv2d):
         layer = kind(inputs, outputs, kernel, scale_in, scale_out, biases=2)

@@ -53,7 +53,7 @@ def test_what_is_quantised_and_coded_is_decoded(count, seed, width, finer):
 def test_no_path_is_cheaper(seed):
     costs = np.random.default_rng(seed).random((4, 17), np.float32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trellis, "_LENGTH", 1)  # so that there are three columns
+        patch.setattr(trellis, "_LENGTH", 8)  # so that there are three columns
         choices = trellis._cheapest_path(costs)
     for column in range(3):
         own = costs[:, column::3]
@@ -65,6 +65,19 @@ def test_no_path_is_cheaper(seed):
                 state = trellis._FOLLOWING[state, parity]
             sums.append(total)
         assert np.isclose(own[choices[column::3], range(own.shape[1])].sum(), min(sums))
+
+
+def test_the_cheaper_of_two_symbols():
+    generator = torch.Generator().manual_seed(3)
+    what = expected(generator, 500, (-1.0, 1.5))
+    values, prices = 3 * torch.randn(500, generator=generator), Prices(TABLES.bits(), NO_POINTS, 0.1)
+    symbols, quantisers = trellis.rounded(values, what, prices)
+    assert not quantisers.any()
+    at = what.positions(values)
+    beside = [(at / 2).floor().int(), (at / 2).ceil().int()]
+    costs = torch.stack([prices.of(symbol, quantisers, at, what) for symbol in beside])
+    assert torch.equal(symbols, torch.stack(beside).gather(0, costs.argmin(0)[None])[0])
+    assert not torch.equal(symbols, (at / 2).round().int())
 
 
 def test_cells_leave_no_gap():

@@ -30,7 +30,7 @@ class Amounts:
     """numbers: integers (CORRECTIONS, channels, rows, columns) in 1 / _UNIT, of blocks of _BLOCK << size pixels."""
 
     def __init__(self, numbers: NDArray[np.integer], size: int):
-        self.numbers, self._size = torch.from_numpy(numbers.astype(np.int32)), size
+        self.numbers, self.size = torch.from_numpy(numbers.astype(np.int32)), size
 
     @staticmethod
     def usual(channels: int) -> Amounts:
@@ -40,7 +40,7 @@ class Amounts:
     def mixed(self, corrections: Tensor, area: Area) -> Tensor:
         """corrections (1, CORRECTIONS, 12, h/2, w/2) in steps, folded, of an area of the picture with an even corner ->
         what is to be added to it, (1, 3, h, w) int32 in 1/64 steps."""
-        side = _BLOCK << self._size
+        side = _BLOCK << self.size
         sums = torch.zeros_like(corrections[:, 0], dtype=torch.int32)
         for block in area.blocks(side):
             here = block.coarser().within(area.coarser())
@@ -60,7 +60,7 @@ class Amounts:
         residuals = predicted(numbers.reshape(-1, *numbers.shape[2:]))
         scale, encoder = scale_of(residuals), Encoder()
         encoder.encode_shared(residuals.ravel(), tables[scale * MEANS])
-        return bytes([self._size, scale]) + encoder.bytes()
+        return bytes([self.size, scale]) + encoder.bytes()
 
     @staticmethod
     def from_bytes(stream: bytes, tables: list[Table], channels: int, height: int, width: int) -> Amounts:
@@ -99,6 +99,7 @@ class BestAmounts:
         self._grams = torch.zeros(rows, columns, channels, CORRECTIONS, CORRECTIONS, dtype=torch.float64)
         self._moments = torch.zeros(rows, columns, channels, CORRECTIONS, dtype=torch.float64)
         self._pixels = torch.zeros(rows, columns, dtype=torch.float64)
+        self._error = 0.0
 
     def add(self, corrections: Tensor, error: Tensor, area: Area) -> None:
         """corrections (1, CORRECTIONS, 3, h, w) and error (1, 3, h, w), in steps, of an area within the picture."""
@@ -110,9 +111,11 @@ class BestAmounts:
             self._grams[at] += (a @ a.transpose(1, 2)).cpu()
             self._moments[at] += (a @ e)[..., 0].cpu()
             self._pixels[at] += block.positions()
+            self._error += float(e.square().sum())
 
-    def best(self, tables: list[Table], lagrangian: float) -> Amounts:
-        """By what is left of the squared errors, in squared steps, + lagrangian * bits. Planes may keep the usual."""
+    def best(self, tables: list[Table], lagrangian: float) -> tuple[Amounts, float]:
+        """The cheapest amounts, of which planes may keep the usual; and their cost: what they leave of the squared
+        error, in squared steps, + lagrangian * bits."""
         best = Amounts.usual(self._grams.shape[2])
         lowest = self._change(best)
         for size in range(_LARGEST):
@@ -124,7 +127,7 @@ class BestAmounts:
                     lowest, best = cost, amounts
             if max(self._sides) <= _BLOCK << size:
                 break
-        return best
+        return best, self._error + lowest
 
     def _of_size(self, size: int) -> NDArray[np.integer]:
         grams, moments, pixels = (_merged(x, 1 << size) for x in (self._grams, self._moments, self._pixels))
@@ -133,7 +136,7 @@ class BestAmounts:
 
     def _change(self, amounts: Amounts) -> float:
         """Of the squared error."""
-        side = 1 << amounts._size
+        side = 1 << amounts.size
         a = amounts.numbers.permute(2, 3, 1, 0).double() / _UNIT
         rows, columns = (torch.arange(count) // side for count in self._grams.shape[:2])
         a = a[rows][:, columns]

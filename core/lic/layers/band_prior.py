@@ -115,9 +115,9 @@ class Residual(nn.Module):
 class _PassNetwork(nn.Module):
     """The coefficients of one phase, luma or chroma: trunk and context -> mean and scale of each."""
 
-    def __init__(self, conv: type[Convolution], trunk: int, channels: int, known: int, coded: int):
+    def __init__(self, conv: type[Convolution], trunk: int, channels: int, kernel: int, known: int, coded: int):
         super().__init__()
-        self.context = conv(known, channels, 3, FEATURE, _CONTEXT) if known else None
+        self.context = conv(known, channels, kernel, FEATURE, _CONTEXT) if known else None
         self.mix = conv(trunk + (channels if known else 0), channels, 1, _CONTEXT, _MIXED)
         self.hidden = conv(channels, channels, 1, _MIXED, _MEAN_SCALE)
         self.out = conv(channels, 2 * coded, 1, _MEAN_SCALE, None)
@@ -133,9 +133,18 @@ class Prior(nn.Module):
     """One network for every step, and for as many levels as are given to it.
 
     norm: the logarithm to base 2 of what a level's low band is short of an orthonormal transform's, a level.
+    kernel: how many cells along each axis a pass sees of those before it.
     """
 
-    def __init__(self, conv: type[Convolution], norm: int = 0, trunk: int = 96, blocks: int = 3, channels: int = 64):
+    def __init__(
+        self,
+        conv: type[Convolution],
+        norm: int = 0,
+        trunk: int = 96,
+        blocks: int = 3,
+        channels: int = 64,
+        kernel: int = 3,
+    ):
         super().__init__()
         self.norm = norm
         self.form = conv.form
@@ -143,8 +152,8 @@ class Prior(nn.Module):
         self.trunk = nn.Sequential(*[Residual(conv, trunk, trunk, _STREAM, _HIDDEN) for _ in range(blocks)])
         self.passes = nn.ModuleList()
         for phase in range(len(PHASES)):
-            self.passes.append(_PassNetwork(conv, trunk, channels, 9 * phase, len(LUMA)))
-            self.passes.append(_PassNetwork(conv, trunk, channels, 9 * phase + len(LUMA), len(CHROMA)))
+            self.passes.append(_PassNetwork(conv, trunk, channels, kernel, 9 * phase, len(LUMA)))
+            self.passes.append(_PassNetwork(conv, trunk, channels, kernel, 9 * phase + len(LUMA), len(CHROMA)))
 
     def features(self, low: Tensor, coarser: Tensor | None, step: Tensor, level: int) -> Tensor:
         """low (N, 3, 2h, 2w) and coarser (N, 9, h, w) or None, int32 in 1 / 2**FRACTION steps,

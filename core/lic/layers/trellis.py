@@ -42,7 +42,7 @@ _FIRST_TABLE = FIRST * MEANS
 _NARROW = (BROAD - FIRST) * MEANS  # tables from there on: of coefficients that are decoded row after row of the trellis
 REACH = 16  # symbols farther out are escaped; in the trellis they are odd, so that the escape says how a path goes on
 _AT_ONCE = 2**14  # symbols whose frequencies are gathered together
-_LENGTH = 256  # coefficients, of the shortest paths where there are enough
+_LENGTH = 256  # coefficients, of the longest paths
 _UNIT, _SURE_UNIT = 72, 64  # in 1 / 2**FRACTION steps
 
 _MEMORY = 4  # the logarithm of the number of states
@@ -156,15 +156,23 @@ class Prices(NamedTuple):
 
 
 @torch.no_grad()
+def rounded(values: Tensor, expected: Expected, prices: Prices) -> tuple[Tensor, Tensor]:
+    """Values of any shape, real numbers in steps -> of quantiser 0's two symbols beside each the cheaper one, and the
+    quantisers, int32."""
+    x = expected.positions(values)
+    lower = torch.floor(x / 2).int()
+    quantisers = torch.zeros_like(lower)
+    costs = [prices.of(symbols, quantisers, x, expected) for symbols in (lower, lower + 1)]
+    return lower + (costs[1] < costs[0]).int(), quantisers
+
+
+@torch.no_grad()
 def quantise(values: Tensor, expected: Expected, prices: Prices) -> tuple[Tensor, Tensor]:
     """Values of any shape, real numbers in steps -> the symbols and quantisers, int32, of the cheapest path through the
     trellis."""
     flat = Expected(*(x.flatten() for x in expected))
+    symbols, quantisers = rounded(values.flatten(), flat, prices)
     x = flat.positions(values.flatten())
-    lower = torch.floor(x / 2).int()
-    quantisers = torch.zeros_like(lower)
-    costs = [prices.of(symbols, quantisers, x, flat) for symbols in (lower, lower + 1)]
-    symbols = lower + (costs[1] < costs[0]).int()
     which = torch.nonzero(flat.in_trellis)[:, 0]
     if len(which):
         choices = _choices(x[which], flat.at(which), prices.at(which))
@@ -195,12 +203,12 @@ def _choices(x: Tensor, expected: Expected, prices: Prices) -> list[tuple[Tensor
 
 
 def _width(count: int) -> int:
-    return min(math.isqrt(count) // 2, count // _LENGTH) + 1
+    return count // _LENGTH + 1
 
 
 def _rows(count: int) -> list[slice]:
-    """The coefficients of a pass, row after row of a rectangle four times as high as wide, or higher: each column is a
-    path of its own. Long paths gain more; short rows take more time."""
+    """The coefficients of a pass, row after row of a rectangle: each column is a path of its own. Long paths gain more;
+    short rows take more time."""
     width = _width(count)
     return [slice(start, min(start + width, count)) for start in range(0, count, width)]
 

@@ -15,6 +15,8 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +36,15 @@ from lic.layers.colour import COLOUR, UNTURNED, best_angles, times, to_planes, t
 from lic.layers.integer import Convolution, TrainableConv2d, kernel_for
 from lic.layers.post_filter import ALIGNED, Decoded, PostFilter, Replay, remaining
 from lic.layers.tiles import Area, Level
-from lic.layers.trellis import Expected, Prices, quantise
+from lic.layers.trellis import Expected, Prices, quantise, rounded
 from lic.layers.visibility import prices_of_bits
 
-_PART = 160  # pixels, the sides of what training codes in full
-_PRIORS = 3  # of the finest level, the next one, and all others
+_PART = 160  # pixels, the sides of what training codes of the finest level
+_PRIORS = (4, 3), (8, 5), (8, 5)  # blocks and kernel: of the finest level, the next one, and all others
 
 
 class Networks(nn.Module):
-    """Prior, reconstruction points and post-filter, and how they are trained, together or with `--part` one of them
+    """Prior, reconstruction points and post-filter, and how they are trained, together or with `--part` some of them
     (lic.training.loop.Trainable)."""
 
     shrunk = 0.5
@@ -50,7 +52,7 @@ class Networks(nn.Module):
 
     def __init__(self, conv: type[Convolution]):
         super().__init__()
-        self.priors = nn.ModuleList([Prior(conv, blocks=4) for _ in range(_PRIORS)])
+        self.priors = nn.ModuleList([Prior(conv, blocks=blocks, kernel=kernel) for blocks, kernel in _PRIORS])
         self.post_filter = PostFilter(conv)
         self.register_buffer("points", torch.zeros(trellis.POINTS))
         self._replay = Replay()
@@ -58,9 +60,8 @@ class Networks(nn.Module):
     def forward(self, pixels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """A training step. Besides `loss`: bits per pixel, and the decibels that the filter gains, with its first
         correction and with the best amounts of all."""
-        prior_learns, filter_learns = (
-            any(parameter.requires_grad for parameter in part.parameters()) for part in (self.priors, self.post_filter)
-        )
+        learning = [_learns(prior) for prior in self.priors]
+        prior_learns, filter_learns = any(learning), _learns(self.post_filter)
         replay = self._replay if self.training and filter_learns else None
         if replay and not prior_learns and replay.suffices(generator):
             return self._filter_losses(replay.draw(generator))
@@ -69,9 +70,11 @@ class Networks(nn.Module):
             sides = range(32, max(pixels.shape[2:]) + 1, 32)
             side = sides[int(torch.randint(len(sides), (1,), generator=generator))]
             pixels = pixels[..., :side, :side]
-        bits_per_pixel, decoded = self._code(pixels, generator, prior_learns)
+        finest = 1 + learning.index(True) if prior_learns and not filter_learns else 1
+        side = _PART if prior_learns else max(pixels.shape[2:])
+        bits_per_pixel, decoded = self._code(pixels, generator, finest, side)
         losses = {"loss": torch.zeros(())}
-        if filter_learns:
+        if filter_learns and decoded:
             if replay:
                 replay.add(decoded)
                 decoded = replay.draw(generator)
@@ -91,14 +94,15 @@ class Networks(nn.Module):
             "psnr": -10 * torch.log10(best * (decoded.step / STEP_UNIT / 255).square()).mean(),
         }
 
-    def _code(self, pixels: Tensor, generator: torch.Generator, prior_learns: bool) -> tuple[Tensor, Decoded]:
-        """Pictures (N, 3, H, W) at random steps -> their bits per pixel (N,), and what is decoded.
+    def _code(
+        self, pixels: Tensor, generator: torch.Generator, finest: int, side: int
+    ) -> tuple[Tensor, Decoded | None]:
+        """Pictures (N, 3, H, W) at random steps -> their bits per pixel (N,), and what is decoded, of a square of at
+        most that side; or nothing, where finest, the last level to be coded, isn't 1.
 
-        Where the prior learns, that is a part of them. Coarse levels have few coefficients, and cost little: they are
-        coded whole, the two finest ones in that part.
+        The other levels have few coefficients, and cost little: they are coded whole.
         """
         n, _, height, width = pixels.shape
-        side = _PART if prior_learns else max(height, width)
         top, left = (
             4 * int(torch.randint(max(whole - side, 0) // 4 + 1, (1,), generator=generator))
             for whole in (height, width)
@@ -109,7 +113,9 @@ class Networks(nn.Module):
         wide = torch.rand(1, generator=generator) < 0.15
         low, high = (1.0, 8.7) if wide else (math.log2(6), math.log2(280))
         step = torch.exp2(low + (high - low) * uniform).mul(STEP_UNIT).round().long().to(pixels.device)
-        plan = _partly(tiles.plan(height, width, LEVELS), part, height, width)
+        plan = tiles.plan(height, width, LEVELS)[: LEVELS + 1 - finest]
+        if finest == 1:
+            plan = _partly(plan, part, height, width)
         covered = {level.number: level.area.positions() * 4**level.number for level in plan}  # in pixels
         bits: list[Tensor] = []
         prices = Prices(trellis.logistic_costs().to(pixels.device), self.points, LAGRANGIAN)
@@ -127,8 +133,11 @@ class Networks(nn.Module):
             return expected.values(symbols, quantisers, self.points)
 
         real_step = (step.float() / STEP_UNIT).view(-1, 1, 1, 1)
-        picture = self._walk(planes / real_step, step, code, plan)[part.within(plan[-1].area.finer(height, width))]
-        if self.training and prior_learns:  # each point follows the mean of its last few thousand coefficients
+        picture = self._walk(planes / real_step, step, code, plan)
+        if finest > 1:
+            return torch.stack(bits).sum(0), None
+        picture = picture[part.within(plan[-1].area.finer(height, width))]
+        if self.training and _learns(self.priors):  # each point follows the mean of its last few thousand coefficients
             self.points += (errors - counts * self.points) / (counts + 2000)
         original = planes[..., part.top : part.bottom, part.left : part.right] / real_step
         return torch.stack(bits).sum(0), Decoded(picture, original - picture / 2**lifting.FRACTION, step)
@@ -184,17 +193,18 @@ def _turned(planes: Tensor) -> Tensor:
 
 
 def _partly(plan: list[Level], part: Area, height: int, width: int) -> list[Level]:
-    """The plan of a picture, its two finest levels only as far as a part of it needs them."""
-    finest = []
-    for level in (1, 2):
-        part = part.coarser().around(tiles.REACH, 2, *tiles.size(height, width, level))
-        finest.append(Level(level, part, [(0, part)]))
-    return [*plan[:-2], *reversed(finest)]
+    """The plan of a picture, its finest level only as far as a part of it needs that."""
+    here = part.coarser().around(tiles.REACH, 2, *tiles.size(height, width, 1))
+    return [*plan[:-1], Level(1, here, [(0, here)])]
 
 
-MIXING_EFFORT = 5  # from there on, choose amounts of the post-filter's corrections
-REFINING_EFFORT = 8  # from there on, once more: code the picture less what the post-filter will add
-_AIMED = 0.5  # of that: a path through the trellis has errors of its own, which the next one will not have
+def _learns(part: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in part.parameters())
+
+
+MIXING_EFFORT = 5  # from there on, a share of the post-filter's first correction isn't coded; and amounts are chosen
+SEARCHING_EFFORT = 8  # from there on, the best of several shares
+_SHARES = 0.35, 0.2, 0.5  # the first one is the usual. Not all of it: what is coded in the end has errors of its own
 LAGRANGIAN = 0.08  # squared steps a bit is worth
 _VISUAL_LAGRANGIAN = 0.05  # the same for `tune="visual"`, where a bit's worth differs from place to place
 
@@ -280,25 +290,33 @@ class WaveletCodec:
         if settings.tune == "visual":
             luma = x[:, :1] * (step / STEP_UNIT / 3**0.5)
             lagrangians = [relative * _VISUAL_LAGRANGIAN for relative in prices_of_bits(luma, LEVELS)]
-        picture, coded = self._coded(x, shape, step, weighting, lagrangians)
-        amounts = (
-            self._amounts(x, picture, shape, step)
-            if settings.effort >= MIXING_EFFORT
-            else Amounts.usual(shape.channels)
-        )
-        if settings.effort >= REFINING_EFFORT:
-            whole = Area(0, 0, shape.height, shape.width)
-            aim = x.clone()
-            for part, around, corrections in self._corrections(picture, whole, whole, step):
-                added = amounts.mixed(corrections, around)[part.within(around)]
-                aim[part.within(whole)] -= added * (_AIMED / 64)
-            picture, coded = self._coded(aim, shape, step, weighting, lagrangians)
-            amounts = self._amounts(x, picture, shape, step)
+        code = partial(self._coded, shape=shape, step=step, weighting=weighting, lagrangians=lagrangians)
+        if settings.effort < MIXING_EFFORT:
+            amounts, (_, coded) = Amounts.usual(shape.channels), code(x)
+        else:
+            added = self._added(code(x, draft=True)[0], shape, step)
+
+            def attempt(share: float) -> tuple[float, Amounts, bytes]:
+                picture, coded = code(x - share * added)
+                amounts, cost = self._amounts(x, picture, shape, step)
+                return cost + LAGRANGIAN * 8 * len(coded), amounts, coded
+
+            search = settings.effort >= SEARCHING_EFFORT and settings.tune == "psnr"
+            _, amounts, coded = min(map(attempt, _SHARES if search else _SHARES[:1]), key=itemgetter(0))
         stream = _header(step, weighting, angles) + coded
         return {"amounts": amounts.to_bytes(self.tables.shared), "coefficients": stream}
 
-    def _amounts(self, x: Tensor, picture: Tensor, shape: PlaneShape, step: int) -> Amounts:
-        """What suits the picture (1, 3, H, W) that planes x, in steps, are coded as."""
+    def _added(self, picture: Tensor, shape: PlaneShape, step: int) -> Tensor:
+        """The post-filter's first correction of a picture (1, 3, H, W): in steps, float32 of that shape."""
+        whole = Area(0, 0, shape.height, shape.width)
+        out = torch.empty(picture.shape, device=self.device)
+        for part, around, corrections in self._corrections(picture, whole, whole, step):
+            out[part.within(whole)] = unfolded(corrections[:, 0])[part.within(around)]
+        return out
+
+    def _amounts(self, x: Tensor, picture: Tensor, shape: PlaneShape, step: int) -> tuple[Amounts, float]:
+        """What suits the picture (1, 3, H, W) that planes x, in steps, are coded as; and the cost of that, see
+        `BestAmounts.best`."""
         whole = Area(0, 0, shape.height, shape.width)
         best = BestAmounts(shape.channels, shape.height, shape.width)
         for part, around, corrections in self._corrections(picture, whole, whole, step):
@@ -307,11 +325,18 @@ class WaveletCodec:
         return best.best(self.tables.shared, LAGRANGIAN)
 
     def _coded(
-        self, x: Tensor, shape: PlaneShape, step: int, weighting: tuple[int, ...], lagrangians: list[Tensor] | None
+        self,
+        x: Tensor,
+        shape: PlaneShape,
+        step: int,
+        weighting: tuple[int, ...],
+        lagrangians: list[Tensor] | None,
+        draft: bool = False,
     ) -> tuple[Tensor, bytes]:
         """Planes (1, 3, H, W) in steps -> the picture before the post-filter, and the stream after the header.
 
-        lagrangians: of each level's positions (1, 1, h, w), if they differ.
+        lagrangians: of each level's positions (1, 1, h, w), if they differ. A draft is rounded instead of following the
+        trellis, and its stream is empty: much the same picture in half of the time.
         """
         low, bands = lifting.analyse(x, LEVELS)
         low_q = low.round().int()[0, : shape.channels].cpu().numpy()
@@ -325,12 +350,13 @@ class WaveletCodec:
             prices = self.prices
             if lagrangians:
                 prices = prices._replace(lagrangian=inside.take(this.of([x.expand(1, 9, -1, -1) for x in lagrangians])))
-            symbols, quantisers = quantise(c, expected, prices)
-            self.tables.encode(writer.encoder(this), expected.table, symbols, quantisers)
+            symbols, quantisers = (rounded if draft else quantise)(c, expected, prices)
+            if not draft:
+                self.tables.encode(writer.encoder(this), expected.table, symbols, quantisers)
             return inside.put(scaled(expected.values(symbols, quantisers, self.points), -finer), mean.shape)
 
         picture = self._walk(low_q, shape, step, code, tiles.plan(shape.height, shape.width, LEVELS))
-        return picture, writer.bytes()
+        return picture, b"" if draft else writer.bytes()
 
     def decompress(self, streams: Streams, shape: PlaneShape, view: View) -> Tensor:
         step, weighting, angles, rest = _read_header(streams["coefficients"])

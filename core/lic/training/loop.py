@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class Trainable(nn.Module):
 @dataclass(frozen=True)
 class Options:
     """minutes, or steps if not None, say how long; rate is the highest learning rate; precision as in `autocast`; part
-    is the one module of the networks that is trained, by its name there, or None for all."""
+    has the names of the modules of the networks that are trained; none, for all."""
 
     minutes: float = 60.0
     steps: int | None = None
@@ -56,7 +57,7 @@ class Options:
     seed: int = 0
     precision: str = "auto"
     clip: float = 1.0
-    part: str | None = None
+    part: Sequence[str] = ()
 
 
 CHECKPOINT_EVERY, LOG_EVERY, VALIDATE_EVERY = 500, 100, 1000  # steps
@@ -84,12 +85,12 @@ class Run:
     def __init__(self, networks: Trainable, folder: Path, options: Options, device: torch.device):
         self.networks = networks.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.folder, self.options, self.device = folder, options, device
-        if options.part is not None:
-            if options.part not in dict(networks.named_modules()):
-                parts = ", ".join(name for name, _ in networks.named_children())
-                raise LicError(f"these networks have no part {options.part!r}, but {parts}, and their parts")
+        if unknown := [name for name in options.part if name not in dict(networks.named_modules())]:
+            parts = ", ".join(name for name, _ in networks.named_children())
+            raise LicError(f"these networks have no part {unknown[0]!r}, but {parts}, and their parts")
+        if options.part:
             for name, parameter in networks.named_parameters():
-                if not name.startswith(options.part + "."):
+                if not name.startswith(tuple(part + "." for part in options.part)):
                     parameter.requires_grad_(False)
         self.optimiser = torch.optim.Adam(networks.parameters(), lr=options.rate, betas=(0.9, 0.98))
         self.average = {k: v.clone() for k, v in networks.state_dict().items()}
