@@ -179,7 +179,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--device", help="auto, cpu, cuda, ... ($LIC_DEVICE, then auto)")
-    parser.add_argument("--part", action="append", default=[], help="train only this part of the networks, and others")
+    parser.add_argument("--part", action="append", default=[], help="train only this part (may be repeated)")
     parser.add_argument("--start", type=Path, help="weights to start from")
     parser.add_argument("--export", type=Path, help="when done, write the weights there")
     parser.add_argument(

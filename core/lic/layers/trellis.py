@@ -159,7 +159,10 @@ class Prices(NamedTuple):
 def rounded(values: Tensor, expected: Expected, prices: Prices) -> tuple[Tensor, Tensor]:
     """Values of any shape, real numbers in steps -> of quantiser 0's two symbols beside each the cheaper one, and the
     quantisers, int32."""
-    x = expected.positions(values)
+    return _rounded(expected.positions(values), expected, prices)
+
+
+def _rounded(x: Tensor, expected: Expected, prices: Prices) -> tuple[Tensor, Tensor]:
     lower = torch.floor(x / 2).int()
     quantisers = torch.zeros_like(lower)
     costs = [prices.of(symbols, quantisers, x, expected) for symbols in (lower, lower + 1)]
@@ -171,8 +174,8 @@ def quantise(values: Tensor, expected: Expected, prices: Prices) -> tuple[Tensor
     """Values of any shape, real numbers in steps -> the symbols and quantisers, int32, of the cheapest path through the
     trellis."""
     flat = Expected(*(x.flatten() for x in expected))
-    symbols, quantisers = rounded(values.flatten(), flat, prices)
     x = flat.positions(values.flatten())
+    symbols, quantisers = _rounded(x, flat, prices)
     which = torch.nonzero(flat.in_trellis)[:, 0]
     if len(which):
         choices = _choices(x[which], flat.at(which), prices.at(which))

@@ -134,13 +134,14 @@ class Networks(nn.Module):
 
         real_step = (step.float() / STEP_UNIT).view(-1, 1, 1, 1)
         picture = self._walk(planes / real_step, step, code, plan)
+        bits_per_pixel = torch.stack(bits).sum(0)
         if finest > 1:
-            return torch.stack(bits).sum(0), None
+            return bits_per_pixel, None
         picture = picture[part.within(plan[-1].area.finer(height, width))]
         if self.training and _learns(self.priors):  # each point follows the mean of its last few thousand coefficients
             self.points += (errors - counts * self.points) / (counts + 2000)
         original = planes[..., part.top : part.bottom, part.left : part.right] / real_step
-        return torch.stack(bits).sum(0), Decoded(picture, original - picture / 2**lifting.FRACTION, step)
+        return bits_per_pixel, Decoded(picture, original - picture / 2**lifting.FRACTION, step)
 
     def _walk(
         self, x: Tensor, step: Tensor, code: Callable[[Pass, Tensor, Tensor, Tensor], Tensor], plan: list[Level]
@@ -340,7 +341,7 @@ class WaveletCodec:
         """
         low, bands = lifting.analyse(x, LEVELS)
         low_q = low.round().int()[0, : shape.channels].cpu().numpy()
-        writer = BandsWriter(shape, self.tables.shared, low_q)
+        writer = None if draft else BandsWriter(shape, self.tables.shared, low_q)
 
         def code(this: Pass, mean: Tensor, log_scale: Tensor) -> Tensor:
             inside = Inside(shape, this)
@@ -350,13 +351,13 @@ class WaveletCodec:
             prices = self.prices
             if lagrangians:
                 prices = prices._replace(lagrangian=inside.take(this.of([x.expand(1, 9, -1, -1) for x in lagrangians])))
-            symbols, quantisers = (rounded if draft else quantise)(c, expected, prices)
-            if not draft:
+            symbols, quantisers = (quantise if writer else rounded)(c, expected, prices)
+            if writer:
                 self.tables.encode(writer.encoder(this), expected.table, symbols, quantisers)
             return inside.put(scaled(expected.values(symbols, quantisers, self.points), -finer), mean.shape)
 
         picture = self._walk(low_q, shape, step, code, tiles.plan(shape.height, shape.width, LEVELS))
-        return picture, b"" if draft else writer.bytes()
+        return picture, writer.bytes() if writer else b""
 
     def decompress(self, streams: Streams, shape: PlaneShape, view: View) -> Tensor:
         step, weighting, angles, rest = _read_header(streams["coefficients"])
