@@ -141,8 +141,9 @@ class Decoder:
         for at in escaped.tolist():
             table = family[tables[order[at]]]
             symbols[at] = table.first + self._escape(table.size)
-        values = np.empty_like(symbols)
-        values[order] = symbols
+        values = np.zeros_like(symbols)
+        which = np.flatnonzero(symbols != 0)  # mostly few
+        values[order.take(which)] = symbols.take(which)
         return values
 
     def decode_shared(self, count: int, table: Table) -> NDArray[np.int32]:

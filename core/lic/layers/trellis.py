@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -176,7 +176,7 @@ def quantise(values: Tensor, expected: Expected, prices: Prices) -> tuple[Tensor
     flat = Expected(*(x.flatten() for x in expected))
     x = flat.positions(values.flatten())
     symbols, quantisers = _rounded(x, flat, prices)
-    which = torch.nonzero(flat.in_trellis)[:, 0]
+    which = torch.cat([torch.nonzero(kind)[:, 0] for kind in (_narrow(flat.table), _broad(flat.table))])
     if len(which):
         choices = _choices(x[which], flat.at(which), prices.at(which))
         costs_each = torch.stack([cost for cost, _ in choices]).cpu().numpy()
@@ -190,7 +190,7 @@ def _choices(x: Tensor, expected: Expected, prices: Prices) -> list[tuple[Tensor
     """Cost and symbol of the best choice at 2 * quantiser + parity."""
     out = []
     side = torch.where(x < 0, -1, 1).int()
-    narrow = expected.table < _FIRST_TABLE + _NARROW
+    narrow = _narrow(expected.table)
     for quantiser in (0, 1):
         quantisers = torch.full_like(expected.table, quantiser)
         for parity in (0, 1):
@@ -205,21 +205,31 @@ def _choices(x: Tensor, expected: Expected, prices: Prices) -> list[tuple[Tensor
     return out
 
 
+def _narrow(tables: Any) -> Any:
+    """Of which tables, a tensor or an array, coefficients are coded each with its own frequencies."""
+    return (tables >= _FIRST_TABLE) & (tables < _FIRST_TABLE + _NARROW)
+
+
+def _broad(tables: Any) -> Any:
+    """And of which they only are part of the trellis."""
+    return tables >= _FIRST_TABLE + _NARROW
+
+
 def _width(count: int) -> int:
     return count // _LENGTH + 1
 
 
-def _rows(count: int) -> list[slice]:
+def _rows(start: int, stop: int, width: int) -> list[slice]:
     """The coefficients of a pass, row after row of a rectangle: each column is a path of its own. Long paths gain more;
     short rows take more time."""
-    width = _width(count)
-    return [slice(start, min(start + width, count)) for start in range(0, count, width)]
+    return [slice(first, min(first + width, stop)) for first in range(start, stop, width)]
 
 
 def _cheapest_path(costs: NDArray[np.float32]) -> NDArray[np.int64]:
     """The Viterbi algorithm: costs (4, n) of each choice 2 * quantiser + parity -> the choices (n,) of the cheapest
     path in each column of `_rows`, starting in state 0."""
-    rows, width = _rows(costs.shape[1]), _width(costs.shape[1])
+    width = _width(costs.shape[1])
+    rows = _rows(0, costs.shape[1], width)
     totals = np.full((2**_MEMORY, width), np.inf, np.float32)
     totals[0] = 0
     (one, one_choice), (two, two_choice) = _BEFORE
@@ -243,9 +253,11 @@ def _cheapest_path(costs: NDArray[np.float32]) -> NDArray[np.int64]:
 _ENTRIES = 2 * REACH + 2
 _ESCAPE = _ENTRIES - 1
 _SYMBOLS = np.array([*sorted(range(-REACH, REACH + 1), key=lambda s: (abs(s), -s)), -REACH - 1], np.int32)
-_BY_STATE_AND_ENTRY = np.arange(2**_MEMORY).repeat(_ENTRIES), np.tile(_SYMBOLS & 1, 2**_MEMORY)
-_AFTER = _FOLLOWING[_BY_STATE_AND_ENTRY] * _ENTRIES
-_FURTHER = _NARROW * (_BY_STATE_AND_ENTRY[0] & 1)  # a state's quantiser has its tables so much further
+# What follows a state, by entry. States count as _NARROW each, which is more than there are entries: so one sum says
+# where a state's tables are, too.
+_AFTER = np.zeros((2**_MEMORY, _NARROW), np.intp)
+_AFTER[:, :_ENTRIES] = _FOLLOWING[:, _SYMBOLS & 1] * _NARROW
+_QUANTISERS = np.arange(2**_MEMORY) & 1
 
 
 class Tables:
@@ -255,6 +267,7 @@ class Tables:
     def __init__(self, shared: list[Table], frequencies: NDArray[np.integer]):
         self.shared = shared
         self._frequencies = np.ascontiguousarray(frequencies[:, _SYMBOLS + REACH + 1], np.float64)  # as entries
+        self._by_state = self._frequencies.reshape(2, _NARROW, -1)[_QUANTISERS].reshape(-1, _ENTRIES)
 
     @staticmethod
     def unpack(shipped: dict[str, Tensor]) -> Tables:
@@ -277,7 +290,7 @@ class Tables:
     def encode(self, encoder: Encoder, table: Tensor, symbols: Tensor, quantisers: Tensor) -> None:
         """Those of a pass, (n,); table is that of quantiser 0."""
         tables, numbers, choices = (x.cpu().numpy() for x in (table, symbols, quantisers))
-        narrow = _is_narrow(tables)
+        narrow = _narrow(tables)
         encoder.encode(numbers[~narrow], tables[~narrow], self.shared)
         rows, numbers = _narrow_row(tables[narrow], choices[narrow]), numbers[narrow]
         entries = np.where(numbers > 0, 2 * numbers - 1, -2 * numbers).clip(max=_ESCAPE)
@@ -289,33 +302,27 @@ class Tables:
     def decode(self, decoder: Decoder, table: Tensor) -> tuple[Tensor, Tensor]:
         """Symbols and quantisers of a pass, (n,) int32."""
         tables = table.cpu().numpy()
-        narrow = _is_narrow(tables)
+        narrow, broad = (np.flatnonzero(kind) for kind in (_narrow(tables), _broad(tables)))
+        shared = np.flatnonzero(~_narrow(tables))
         symbols, quantisers = np.zeros_like(tables), np.zeros_like(tables)
-        symbols[~narrow] = decoder.decode(tables[~narrow], self.shared)
-        which = np.flatnonzero(tables >= _FIRST_TABLE)
-        entries, apart = symbols[which] & 1, narrow[which]  # of what is decoded already, the parity is enough
-        rows, all_apart = _narrow_row(tables[which], np.zeros_like(which)), bool(apart.all())
-        passed = np.empty(len(which), np.intp)
-        states: NDArray[np.intp] = np.zeros(_width(len(which)), np.intp)  # times _ENTRIES
-        for row in _rows(len(which)):
-            passed[row] = now = states[: row.stop - row.start]
-            here = rows[row] + _FURTHER.take(now)
-            if all_apart:  # the rule, and a good deal faster
-                entries[row] = decoder.entries(self._frequencies.take(here, 0))
-            else:
-                entries[row][apart[row]] = decoder.entries(self._frequencies[here[apart[row]]])
-            states = _AFTER.take(now + entries[row])
-        quantisers[which] = passed // _ENTRIES & 1
-        entries = entries[apart]
-        symbols[narrow] = decoder.escapes(_SYMBOLS[entries] + REACH, 2 * REACH + 1) - REACH
-        if (symbols[narrow][entries == _ESCAPE] % 2 == 0).any():
+        symbols[shared] = decoder.decode(tables.take(shared), self.shared)
+        count = len(narrow) + len(broad)
+        width = _width(count)
+        states = np.zeros(count + width, np.intp)  # before each coefficient, and `width` further after it
+        rows = tables[narrow] - _FIRST_TABLE
+        entries = np.concatenate([np.zeros_like(narrow), symbols[broad] & 1])  # of broad ones, the parity is enough
+        after = _AFTER.ravel()
+        for here in [*_rows(0, len(narrow), width), *_rows(len(narrow), count, width)]:
+            now = states[here]
+            if here.stop <= len(narrow):
+                entries[here] = decoder.entries(self._by_state.take(now + rows[here], 0))
+            states[here.start + width : here.stop + width] = after.take(now + entries[here])
+        quantisers[np.concatenate([narrow, broad])] = states[:count] // _NARROW & 1
+        numbers = decoder.escapes(_SYMBOLS.take(entries[: len(narrow)]) + REACH, 2 * REACH + 1) - REACH
+        if (numbers[abs(numbers) > REACH] % 2 == 0).any():
             raise FormatError("the coded data is damaged: an even number was escaped")
+        symbols[narrow] = numbers
         return torch.from_numpy(symbols).to(table.device), torch.from_numpy(quantisers).to(table.device)
-
-
-def _is_narrow(tables: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """Which are coded each with its own frequencies."""
-    return (tables >= _FIRST_TABLE) & (tables < _FIRST_TABLE + _NARROW)
 
 
 def _narrow_row(tables: NDArray[np.integer], quantisers: NDArray[np.integer]) -> NDArray[np.integer]:
@@ -359,7 +366,7 @@ class Counts:
     def count(self, table: Tensor, symbols: Tensor, quantisers: Tensor) -> None:
         """Those of a pass, int32 (n,)."""
         tables, numbers, choices = (x.numpy() for x in (table, symbols, quantisers))
-        narrow = _is_narrow(tables)
+        narrow = _narrow(tables)
         self._shared.count(table[~narrow], symbols[~narrow])
         entries = np.where(abs(numbers) > REACH, 0, numbers + REACH + 1)
         np.add.at(self._narrow, (_narrow_row(tables, choices)[narrow], entries[narrow]), 1)
