@@ -5,8 +5,10 @@ import pytest
 import torch
 
 import lic
+from lic.errors import FormatError
 from lic.layers.tiles import size
 from lic.layers.visibility import prices_of_bits
+from lic.models import wavelet
 from tests.lic.conftest import natural
 
 
@@ -38,3 +40,19 @@ def test_a_visual_file_spends_its_bits_where_it_is_smooth():
     equal, visual = errors(quality=50), errors(target_size=len(data), tune="visual")
     assert visual[0] < equal[0]
     assert visual[1] > equal[1]
+
+
+def test_a_visual_file_has_its_errors_in_blue():
+    pixels = np.random.default_rng(1).integers(96, 160, (96, 96, 3), np.uint8)
+    errors = {}
+    for tune in ("psnr", "visual"):
+        decoded = lic.decode(lic.encode(pixels, target_psnr=32, tune=tune)).pixels.astype(float)
+        errors[tune] = ((decoded - pixels) ** 2).mean((0, 1))
+    red, green, blue = errors["visual"] / errors["psnr"]
+    assert green < red < blue
+
+
+@pytest.mark.parametrize("header", [b"\0\0\0", b"\1\0\x08", b"\1\0\1\0\0\0\0\0\x11", b"\1\0\4\x80\x80\x3f"])
+def test_a_damaged_header_is_told(header):
+    with pytest.raises(FormatError):
+        wavelet._Header.read(header + b"\0")

@@ -12,12 +12,14 @@ All that encoder and decoder must agree on is a function of integers (lic.layers
 
 from __future__ import annotations
 
+import io
 import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +29,8 @@ from tqdm import tqdm
 
 from lic import weights as weight_files
 from lic.codec import ModelCard, PlaneShape, Settings, Streams, View
-from lic.errors import FormatError, TruncatedError
+from lic.container import Reader
+from lic.errors import FormatError
 from lic.layers import integer, lifting, tiles, trellis
 from lic.layers.amounts import Amounts, BestAmounts, unfolded
 from lic.layers.band_prior import LEVELS, STEP_UNIT, Code, Pass, Prior, walk
@@ -220,39 +223,54 @@ def quality_step(quality: float) -> int:
 # make the least squared error; but eyes, and what models them, see coarse details better.
 WEIGHTING: dict[str, tuple[int, ...]] = {"psnr": (0, 0, 0, 0, 0, 0), "visual": (-3, -1, 0, 2, 3, 3)}
 _LARGEST_WEIGHT = 16
-_WEIGHTED = struct.Struct(f"<HH{LEVELS}b")  # 0, where the step would be otherwise; the step; the weighting
-_TURNED = struct.Struct(f"<HHH{LEVELS}b3b")  # 0, 0, the step, the weighting, the angles
+# What red, green and blue are multiplied by, in 1/128. Equal errors of all make the least squared error; but eyes, and
+# what models them, hardly see those of blue.
+CONTRASTS: dict[str, tuple[int, ...]] = {"psnr": (128, 128, 128), "visual": (90, 128, 64)}
+_LEAST_CONTRAST = 64
+_WEIGHTED, _TURNED, _CONTRASTED = 1, 2, 4  # the header's flags
 
 
-def _header(step: int, weighting: Sequence[int], angles: Sequence[int]) -> bytes:
-    if any(angles):
-        return _TURNED.pack(0, 0, step, *weighting, *angles)
-    return _WEIGHTED.pack(0, step, *weighting) if any(weighting) else struct.pack("<H", step)
+class _Header(NamedTuple):
+    """What the stream of coefficients begins with."""
 
+    step: int
+    weighting: tuple[int, ...] = WEIGHTING["psnr"]
+    angles: tuple[int, ...] = UNTURNED  # of the colour planes
+    contrasts: tuple[int, ...] = CONTRASTS["psnr"]
 
-def _read_header(stream: bytes) -> tuple[int, tuple[int, ...], tuple[int, ...], bytes]:
-    """Step, weighting and angles, and what follows them. Raises FormatError."""
-    if stream[:2] != b"\0\0":
-        header, rest = (int.from_bytes(stream[:2], "little"), *WEIGHTING["psnr"], *UNTURNED), stream[2:]
-    else:
-        form = _TURNED if stream[2:4] == b"\0\0" else _WEIGHTED
-        if len(stream) < form.size:
-            raise TruncatedError("the coded picture's header is cut off")
-        numbers, rest = form.unpack_from(stream), stream[form.size :]
-        header = numbers[2:] if form is _TURNED else (*numbers[1:], *UNTURNED)
-    step, weighting, angles = header[0], header[1:-3], header[-3:]
-    if not step or not all(abs(finer) <= _LARGEST_WEIGHT for finer in weighting):
-        raise FormatError("the coded picture's header is damaged")
-    return step, weighting, angles, rest
+    def to_bytes(self) -> bytes:
+        fields = self[1:]
+        own = [field != usual for field, usual in zip(fields, _Header(0)[1:], strict=True)]
+        numbers = [number for field, differs in zip(fields, own, strict=True) if differs for number in field]
+        flags = _WEIGHTED * own[0] + _TURNED * own[1] + _CONTRASTED * own[2]
+        return struct.pack("<HB", self.step, flags) + bytes(number & 255 for number in numbers)
+
+    @staticmethod
+    def read(stream: bytes) -> tuple[_Header, bytes]:
+        """And what follows it. Raises FormatError."""
+        reader = Reader(file := io.BytesIO(stream))
+        step, flags = struct.unpack("<HB", reader.take(3))
+        header = _Header(step)
+        if flags & _WEIGHTED:
+            header = header._replace(weighting=struct.unpack(f"{LEVELS}b", reader.take(LEVELS)))
+        if flags & _TURNED:
+            header = header._replace(angles=struct.unpack("3b", reader.take(3)))
+        if flags & _CONTRASTED:
+            header = header._replace(contrasts=tuple(reader.take(3)))
+        known = flags <= _WEIGHTED + _TURNED + _CONTRASTED
+        allowed = max(map(abs, header.weighting)) <= _LARGEST_WEIGHT and min(header.contrasts) >= _LEAST_CONTRAST
+        if not (step and known and allowed):
+            raise FormatError("the coded picture's header is damaged")
+        return header, file.read()
 
 
 _COLOUR_BITS = 13
 
 
 class WaveletCodec:
-    """Streams: `amounts`, as lic.layers.amounts says; and `coefficients`: the step (2 bytes); or 0 (2 bytes), the step,
-    the weighting (a signed byte a level, finest first); or 0 (4 bytes), the step, the weighting, the angles of the
-    colour planes (3 signed bytes). Then as lic.layers.coefficients says."""
+    """Streams: `amounts`, as lic.layers.amounts says; and `coefficients`: the step (2 bytes), flags (a byte), and where
+    they say so the weighting (a signed byte a level, finest first), the angles of the colour planes (3 signed bytes)
+    and the contrasts (3 bytes). Then as lic.layers.coefficients says."""
 
     card = ModelCard(
         name="wavelet",
@@ -282,8 +300,12 @@ class WaveletCodec:
     def compress(self, planes: Tensor, shape: PlaneShape, settings: Settings) -> Streams:
         step = quality_step(settings.quality)
         x = planes.to(self.device).float() / (257 if shape.bit_depth == 16 else 1)
-        x = (x - 128)[None] * 3**0.5 if shape.channels == 1 else to_planes(x[None])
-        x = F.pad(x, (0, 0, 0, 0, 0, 3 - shape.channels))
+        x, contrasts = x[None] - 128, CONTRASTS["psnr"]
+        if shape.channels == 1:
+            x = F.pad(x * 3**0.5, (0, 0, 0, 0, 0, 2))
+        else:
+            contrasts = CONTRASTS[settings.tune]
+            x = times(COLOUR @ _contrasted(contrasts), x)
         weighting = WEIGHTING[settings.tune]
         angles = best_angles(x, LEVELS) if shape.channels == 3 and settings.effort > 0 else UNTURNED
         x = times(turn(angles), x) * (STEP_UNIT / step)
@@ -304,8 +326,8 @@ class WaveletCodec:
 
             search = settings.effort >= SEARCHING_EFFORT and settings.tune == "psnr"
             _, amounts, coded = min(map(attempt, _SHARES if search else _SHARES[:1]), key=itemgetter(0))
-        stream = _header(step, weighting, angles) + coded
-        return {"amounts": amounts.to_bytes(self.tables.shared), "coefficients": stream}
+        header = _Header(step, weighting, tuple(angles), contrasts)
+        return {"amounts": amounts.to_bytes(self.tables.shared), "coefficients": header.to_bytes() + coded}
 
     def _added(self, picture: Tensor, shape: PlaneShape, step: int) -> Tensor:
         """The post-filter's first correction of a picture (1, 3, H, W): in steps, float32 of that shape."""
@@ -360,13 +382,14 @@ class WaveletCodec:
         return picture, writer.bytes() if writer else b""
 
     def decompress(self, streams: Streams, shape: PlaneShape, view: View) -> Tensor:
-        step, weighting, angles, rest = _read_header(streams["coefficients"])
+        header, rest = _Header.read(streams["coefficients"])
+        step = header.step
         amounts = Amounts.from_bytes(streams["amounts"], self.tables.shared, shape.channels, shape.height, shape.width)
         reader = BandsReader(rest, shape, self.tables.shared, view.truncated)
 
         def code(this: Pass, mean: Tensor, log_scale: Tensor) -> Tensor:
             inside = Inside(shape, this)
-            finer = weighting[this.level - 1]
+            finer = header.weighting[this.level - 1]
             expected = Expected.of(inside.take(mean), inside.take(log_scale), finer)
             symbols, quantisers = reader.read(this, expected.table, self.tables.decode)
             return inside.put(scaled(expected.values(symbols, quantisers, self.points), -finer), mean.shape)
@@ -377,11 +400,11 @@ class WaveletCodec:
         picture = self._walk(reader.low, shape, step, code, plan)
         covered = plan[-1].area.finer(height, width) if plan else Area(0, 0, *reader.low.shape[1:])
         if view.halvings:
-            return _pixels(picture[wanted.within(covered)], shape, step, angles, view.halvings)
+            return _pixels(picture[wanted.within(covered)], shape, header, view.halvings)
         out = torch.empty(shape.channels, wanted.bottom - wanted.top, wanted.right - wanted.left, dtype=torch.int32)
         for part, around, corrections in self._corrections(picture, wanted, covered, step):
             exact = amounts.mixed(corrections, around)[part.within(around)] << lifting.FRACTION - 6
-            out[part.within(wanted)] = _pixels(picture[part.within(covered)] + exact, shape, step, angles)
+            out[part.within(wanted)] = _pixels(picture[part.within(covered)] + exact, shape, header)
         return out
 
     def _corrections(
@@ -402,15 +425,20 @@ class WaveletCodec:
         return walk(self.priors, start, shape.height, shape.width, steps, code, plan, shape.channels == 1)
 
 
-def _pixels(picture: Tensor, shape: PlaneShape, step: int, angles: Sequence[int], halvings: int = 0) -> Tensor:
+def _contrasted(contrasts: Sequence[int]) -> Tensor:
+    return torch.diag(torch.tensor(contrasts, dtype=torch.float64) / 128)
+
+
+def _pixels(picture: Tensor, shape: PlaneShape, header: _Header, halvings: int = 0) -> Tensor:
     """A part of the picture (1, 3, h, w) in 1 / 2**FRACTION steps, after `halvings` levels -> (C, h, w) int32."""
     shift = lifting.FRACTION + halvings + 7 - 6
     # In 1/64 pixel values. No picture has larger ones, nor do 32 bits overflow below.
-    values = ((picture[0] * step + (1 << shift - 1)) >> shift).clamp(-(2**16), 2**16)
+    values = ((picture[0] * header.step + (1 << shift - 1)) >> shift).clamp(-(2**16), 2**16)
     if shape.channels == 1:
         colours = values[:1] * round(3**-0.5 * 2**_COLOUR_BITS)
     else:
-        rgb = ((turn(angles) @ COLOUR) * 2**_COLOUR_BITS).round().int().tolist()
+        matrix = turn(header.angles) @ COLOUR @ _contrasted(header.contrasts).inverse()
+        rgb = (matrix * 2**_COLOUR_BITS).round().int().tolist()
         colours = torch.stack([sum(rgb[i][j] * values[i] for i in range(3)) for j in range(3)])
     fraction = _COLOUR_BITS + 6
     colours += 128 << fraction
