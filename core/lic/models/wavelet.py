@@ -43,7 +43,7 @@ from lic.layers.trellis import Expected, Prices, quantise, rounded
 from lic.layers.visibility import prices_of_bits
 
 _PART = 160  # pixels, the sides of what training codes of the finest level
-_PRIORS = (4, 3), (8, 5), (8, 5)  # blocks and kernel: of the finest level, the next one, and all others
+_PRIORS = (4, 3), (8, 5), (12, 5)  # blocks and kernel: of the finest level, the next one, and all others
 
 
 class Networks(nn.Module):
@@ -136,7 +136,10 @@ class Networks(nn.Module):
             return expected.values(symbols, quantisers, self.points)
 
         real_step = (step.float() / STEP_UNIT).view(-1, 1, 1, 1)
-        picture = self._walk(planes / real_step, step, code, plan)
+        aim = planes / real_step
+        if finest == 1 and not _learns(self.priors) and float(torch.rand(1, generator=generator)) < 0.85:
+            aim = aim - _SHARES[0] * self._added(aim, step, prices, plan)  # as the encoder does from MIXING_EFFORT on
+        picture = self._walk(aim, step, code, plan)
         bits_per_pixel = torch.stack(bits).sum(0)
         if finest > 1:
             return bits_per_pixel, None
@@ -145,6 +148,17 @@ class Networks(nn.Module):
             self.points += (errors - counts * self.points) / (counts + 2000)
         original = planes[..., part.top : part.bottom, part.left : part.right] / real_step
         return bits_per_pixel, Decoded(picture, original - picture / 2**lifting.FRACTION, step)
+
+    @torch.no_grad()
+    def _added(self, x: Tensor, step: Tensor, prices: Prices, plan: list[Level]) -> Tensor:
+        """What the post-filter's first correction adds to a draft of planes (N, 3, H, W) in steps."""
+
+        def code(_: Pass, c: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+            expected = Expected.of(mean, log_scale)
+            return expected.values(*rounded(c, expected, prices), self.points)
+
+        height, width = x.shape[2:]
+        return unfolded(self.post_filter(self._walk(x, step, code, plan), step)[:, 0])[..., :height, :width]
 
     def _walk(
         self, x: Tensor, step: Tensor, code: Callable[[Pass, Tensor, Tensor, Tensor], Tensor], plan: list[Level]
