@@ -1,5 +1,6 @@
 """Colour transforms of a picture's own."""
 
+import io
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lic
+from lic import api, container
 from lic.layers import colour
 from lic.models import wavelet
 from tests.lic.conftest import natural, sunset
@@ -43,6 +45,10 @@ def test_a_colourful_picture_takes_less(monkeypatch):
 
 def test_parts_and_scales_of_a_turned_picture():
     data = lic.encode(sunset(), quality=80, tune="visual")
+    file = io.BytesIO(data)
+    frame = next(container.read_frames(file, container.read_info(file)))
+    streams = api._split(frame.planes, wavelet.WaveletCodec.card)
+    assert wavelet._Header.read(streams["coefficients"])[0].angles != colour.UNTURNED
     whole = lic.decode(data).pixels
     assert np.array_equal(lic.decode(data, region=(11, 20, 71, 41)).pixels, whole[20:41, 11:71])
     halved = whole.reshape(32, 2, 44, 2, 3).mean((1, 3))

@@ -91,10 +91,6 @@ class Expected(NamedTuple):
     def at(self, which: Tensor) -> Expected:
         return Expected(*(x[which] for x in self))
 
-    @property
-    def in_trellis(self) -> Tensor:
-        return self.table >= _FIRST_TABLE
-
     def positions(self, values: Tensor) -> Tensor:
         """Real values in steps -> where they are, in units, relative to `nearest`, mirrored as `sign` says."""
         return self.sign * (values * 2**lifting.FRACTION / self.unit - 2 * self.nearest)
@@ -302,8 +298,8 @@ class Tables:
     def decode(self, decoder: Decoder, table: Tensor) -> tuple[Tensor, Tensor]:
         """Symbols and quantisers of a pass, (n,) int32."""
         tables = table.cpu().numpy()
-        narrow, broad = (np.flatnonzero(kind) for kind in (_narrow(tables), _broad(tables)))
-        shared = np.flatnonzero(~_narrow(tables))
+        apart = _narrow(tables)
+        narrow, shared, broad = (np.flatnonzero(kind) for kind in (apart, ~apart, _broad(tables)))
         symbols, quantisers = np.zeros_like(tables), np.zeros_like(tables)
         symbols[shared] = decoder.decode(tables.take(shared), self.shared)
         count = len(narrow) + len(broad)

@@ -253,11 +253,9 @@ class _Header(NamedTuple):
     contrasts: tuple[int, ...] = CONTRASTS["psnr"]
 
     def to_bytes(self) -> bytes:
-        fields = self[1:]
-        own = [field != usual for field, usual in zip(fields, _Header(0)[1:], strict=True)]
-        numbers = [number for field, differs in zip(fields, own, strict=True) if differs for number in field]
-        flags = _WEIGHTED * own[0] + _TURNED * own[1] + _CONTRASTED * own[2]
-        return struct.pack("<HB", self.step, flags) + bytes(number & 255 for number in numbers)
+        own = [field if field != usual else () for field, usual in zip(self[1:], _Header(0)[1:], strict=True)]
+        flags = sum(flag for flag, field in zip((_WEIGHTED, _TURNED, _CONTRASTED), own, strict=True) if field)
+        return struct.pack("<HB", self.step, flags) + bytes(number & 255 for field in own for number in field)
 
     @staticmethod
     def read(stream: bytes) -> tuple[_Header, bytes]:
@@ -314,14 +312,11 @@ class WaveletCodec:
     def compress(self, planes: Tensor, shape: PlaneShape, settings: Settings) -> Streams:
         step = quality_step(settings.quality)
         x = planes.to(self.device).float() / (257 if shape.bit_depth == 16 else 1)
-        x, contrasts = x[None] - 128, CONTRASTS["psnr"]
-        if shape.channels == 1:
-            x = F.pad(x * 3**0.5, (0, 0, 0, 0, 0, 2))
-        else:
-            contrasts = CONTRASTS[settings.tune]
-            x = times(COLOUR @ _contrasted(contrasts), x)
+        x, grey = x[None] - 128, shape.channels == 1
+        contrasts = CONTRASTS["psnr" if grey else settings.tune]
+        x = F.pad(x * 3**0.5, (0, 0, 0, 0, 0, 2)) if grey else times(COLOUR @ _contrasted(contrasts), x)
         weighting = WEIGHTING[settings.tune]
-        angles = best_angles(x, LEVELS) if shape.channels == 3 and settings.effort > 0 else UNTURNED
+        angles = best_angles(x, LEVELS) if settings.effort > 0 and not grey else UNTURNED
         x = times(turn(angles), x) * (STEP_UNIT / step)
         lagrangians = None
         if settings.tune == "visual":
