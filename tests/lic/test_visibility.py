@@ -1,29 +1,42 @@
-"""Where errors are seen: what an encoder that is tuned for the look is told."""
+"""Where errors are seen: what files that are tuned for the look do about it."""
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import lic
 from lic.errors import FormatError
-from lic.layers.tiles import size
-from lic.layers.visibility import prices_of_bits
+from lic.layers.band_prior import STEP_UNIT
+from lic.layers.lifting import FRACTION
+from lic.layers.visibility import finer
 from lic.models import wavelet
 from tests.lic.conftest import natural
 
 
-@pytest.mark.parametrize("sides", [(1, 1), (1, 40), (3, 2), (97, 130)])
-def test_every_position_of_every_level_has_a_price(sides):
-    prices = prices_of_bits(torch.rand(1, 1, *sides) * 255, 6)
-    assert [tuple(x.shape[2:]) for x in prices] == [size(*sides, level) for level in range(1, 7)]
-    assert all(bool(((x >= 0.25) & (x <= 4)).all()) for x in prices)
+def decoded(luma: torch.Tensor, step: int, level: int) -> torch.Tensor:
+    """Grey pictures (N, 1, H, W) of pixel values less 128, as a decoder has them so many levels up."""
+    return (luma * (3**0.5 * 2**level * STEP_UNIT / step * 2**FRACTION)).round().int().repeat(1, 3, 1, 1)
 
 
-def test_errors_are_dearer_where_nothing_hides_them():
-    luma = torch.zeros(1, 1, 128, 128)
-    luma[..., 64:] = 60 * torch.randn(128, 64, generator=torch.Generator().manual_seed(0))
-    for x in prices_of_bits(luma, 3):
-        assert x[..., : x.shape[3] // 4].max() < 1 < x[..., -x.shape[3] // 4 :].min()
+@pytest.mark.parametrize("level", [1, 3, 6])
+@pytest.mark.parametrize("step", [STEP_UNIT, 20 * STEP_UNIT, 200 * STEP_UNIT])
+def test_steps_follow_what_structural_similarity_says(level, step):
+    """A quarter of an octave for each halving of 2 * variance + C2."""
+    luma = 40 * torch.randn(1, 1, 30, 40, generator=torch.Generator().manual_seed(level))
+    luma *= torch.linspace(0, 1, 40)
+    around = F.pad(luma.double(), [1] * 4, mode="replicate")
+    mean, square = (F.avg_pool2d(x, 3, 1) for x in (around, around.square()))
+    expected = torch.log2(200 / (2 * (square - mean.square()) + (0.03 * 255) ** 2)).clamp(-4, 2)
+    got = finer(decoded(luma, step, level), step, level)
+    assert got.shape == luma.shape
+    assert got.unique().tolist() == [-4, -3, -2, -1, 0, 1, 2]
+    assert (got - expected).abs().max() < 0.75  # rounded, of rounded values
+
+
+@pytest.mark.parametrize("sides", [(1, 1), (1, 7), (3, 2)])
+def test_nothing_hides_errors_in_flat_pictures(sides):
+    assert (finer(torch.full((1, 3, *sides), 1000, dtype=torch.int32), 2000, 3) == 2).all()
 
 
 def test_a_visual_file_spends_its_bits_where_it_is_smooth():
@@ -52,7 +65,7 @@ def test_a_visual_file_has_its_errors_in_blue():
     assert green < red < blue
 
 
-@pytest.mark.parametrize("header", [b"\0\0\0", b"\1\0\x08", b"\1\0\1\0\0\0\0\0\x11", b"\1\0\4\x80\x80\x3f"])
+@pytest.mark.parametrize("header", [b"\0\0\0", b"\1\0\x10", b"\1\0\1\0\0\0\0\0\x11", b"\1\0\4\x80\x80\x3f"])
 def test_a_damaged_header_is_told(header):
     with pytest.raises(FormatError):
         wavelet._Header.read(header + b"\0")

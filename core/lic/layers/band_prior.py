@@ -56,20 +56,26 @@ def step_feature(step: int) -> int:
 
 
 class Pass(NamedTuple):
-    """What is coded at once: luma or chroma of one phase, of a tile (its number, and its area) of a level."""
+    """What is coded at once: luma or chroma of one phase, of a tile of a level: of its number, its area, and what is
+    decoded of it one level up."""
 
     level: int
     tile: int
     area: Area
+    low: Tensor
     phase: tuple[int, int]
     channels: list[int]
 
     def of(self, bands: list[Tensor]) -> Tensor:
         """Its coefficients (N, len(channels), h/2, w/2), sides rounded up, out of all levels' (N, 9, h, w)."""
         band = bands[self.level - 1][..., self.area.top : self.area.bottom, self.area.left : self.area.right]
-        height, width = band.shape[2:]
+        return self.positions(band[:, self.channels])
+
+    def positions(self, x: Tensor) -> Tensor:
+        """Its phase, (N, C, h/2, w/2), sides rounded up, of the whole tile (N, C, h, w)."""
+        height, width = x.shape[2:]
         dy, dx = self.phase
-        return F.pad(band, (0, width % 2, 0, height % 2))[:, self.channels, dy::2, dx::2]
+        return F.pad(x, (0, width % 2, 0, height % 2))[..., dy::2, dx::2]
 
 
 Code = Callable[[Pass, Tensor, Tensor], Tensor]  # see `Prior.tile`
@@ -89,13 +95,18 @@ def to_multiple(x: Tensor, side: int) -> Tensor:
     return _replicate(x, 0, -x.shape[2] % side, -x.shape[3] % side)
 
 
+def sums_of_3x3(x: Tensor) -> Tensor:
+    """Of each position of (N, C, H, W) and its neighbours; beyond the borders, the nearest ones are repeated."""
+    x = _replicate(x, 1, 1, 1)
+    rows = x[:, :, :-2] + x[:, :, 1:-1] + x[:, :, 2:]
+    return rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+
+
 def _relative(cells: Tensor) -> tuple[Tensor, Tensor]:
     """cells (N, 3k, h, w): k samples each of three planes -> the samples less the mean of the 3x3 cells around theirs,
     and that mean (N, 3, h, w)."""
     n, channels, h, w = cells.shape
-    sums = _replicate(cells.view(n, 3, -1, h, w).sum(2), 1, 1, 1)
-    rows = sums[:, :, :-2] + sums[:, :, 1:-1] + sums[:, :, 2:]
-    total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+    total = sums_of_3x3(cells.view(n, 3, -1, h, w).sum(2))
     mean = torch.div(total, 3 * channels, rounding_mode="floor").int()
     return cells - mean.repeat_interleave(channels // 3, 1), mean
 
@@ -226,7 +237,7 @@ def walk(
         for tile, here in areas:
             above = None if coarser is None else coarser[here.coarser().within(covered.coarser())]
             inside = here.within(area)
-            place = partial(Pass, level, tile, here)
+            place = partial(Pass, level, tile, here, picture[inside])
             bands[inside] = prior.tile(picture[inside], above, step << prior.norm * level, place, code, grey)
         covered = area.finer(*tiles.size(height, width, level - 1))
         sides = covered.bottom - covered.top, covered.right - covered.left

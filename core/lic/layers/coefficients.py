@@ -40,7 +40,7 @@ def logistic_bits(lower: Tensor, upper: Tensor, mean: Tensor, log_scale: Tensor)
     return nats * (-1 / math.log(2))
 
 
-def scale_index(log_scale: Tensor, finer: int = 0) -> Tensor:
+def scale_index(log_scale: Tensor, finer: int | Tensor = 0) -> Tensor:
     """The table scale that the prior's output chooses, int32, exactly. finer: by how many quarters of an octave the
     step is smaller than that which log_scale is in."""
     logarithm = (log_scale * 256).round().int() * (3 * _SCALES_PER_E) + finer * _QUARTER
@@ -53,13 +53,19 @@ SCALE_STEPS = [math.exp(index / _SCALES_PER_E - _NARROWEST) for index in range(S
 
 _QUARTER = round(math.log(2) / 4 * _SCALES_PER_E * 256)
 _FACTOR_BITS = 12
+_FARTHEST = 20  # quarters of an octave that steps are finer or coarser by
+_FACTORS = [round(2 ** (quarters / 4 + _FACTOR_BITS)) for quarters in range(-_FARTHEST, _FARTHEST + 1)]
 
 
-def scaled(x: Tensor, quarters: int) -> Tensor:
-    """x * 2**(quarters / 4), rounded half up, saturating at 2**30 where it changes at all; int32."""
-    if not quarters:
+def scaled(x: Tensor, quarters: int | Tensor) -> Tensor:
+    """x * 2**(quarters / 4), rounded half up, saturating at 2**30 where it changes at all; int32. quarters: of all, or
+    int32 of each."""
+    if isinstance(quarters, Tensor):
+        factor: int | Tensor = torch.tensor(_FACTORS, device=x.device)[quarters + _FARTHEST]
+    elif quarters:
+        factor = _FACTORS[quarters + _FARTHEST]
+    else:
         return x
-    factor = round(2 ** (quarters / 4 + _FACTOR_BITS))
     return (x.long() * factor + (1 << _FACTOR_BITS - 1) >> _FACTOR_BITS).clamp(-(2**30), 2**30).int()
 
 

@@ -76,7 +76,7 @@ class Expected(NamedTuple):
     unit: Tensor  # in 1 / 2**FRACTION steps
 
     @staticmethod
-    def of(mean: Tensor, log_scale: Tensor, finer: int = 0) -> Expected:
+    def of(mean: Tensor, log_scale: Tensor, finer: int | Tensor = 0) -> Expected:
         """finer: by how many quarters of an octave the step is smaller than that which mean and log_scale are in."""
         scale = scale_index(log_scale, finer)
         in_trellis = scale >= FIRST
@@ -133,15 +133,32 @@ def point_index(table: Tensor, symbols: Tensor) -> Tensor:
     return table * _POINTS + symbols.clamp(-_POINTS_REACH, _POINTS_REACH) + _POINTS_REACH
 
 
+class Centroids:
+    """Where in their cells coefficients are, for points to follow."""
+
+    _BELIEF = 2000  # coefficients that a point counts as much as
+
+    def __init__(self, device: torch.device):
+        self._sums, self._counts = torch.zeros(2, POINTS, device=device)
+
+    def add(self, values: Tensor, expected: Expected, symbols: Tensor, quantisers: Tensor) -> None:
+        """Values in steps, and as what they are coded."""
+        at = point_index(expected.table + TABLES * quantisers, symbols).flatten()
+        off = expected.positions(values) - position(symbols, quantisers)
+        self._sums.index_add_(0, at, (off * expected.unit).flatten())
+        self._counts.index_add_(0, at, torch.ones_like(at, dtype=torch.float32))
+
+    def moved(self, points: Tensor) -> Tensor:
+        """Points, see `Expected.values`, nearer to where the coefficients are."""
+        return (self._sums + self._BELIEF * points) / (self._counts + self._BELIEF)
+
+
 class Prices(NamedTuple):
     """What choices cost: squared error, in squared steps, + lagrangian * bits."""
 
     bits: Tensor  # (2 * TABLES, 2 * REACH + 1), of symbols -REACH..REACH
     points: Tensor  # see `Expected.values`
-    lagrangian: float | Tensor  # or one for each of them, (n,)
-
-    def at(self, which: Tensor) -> Prices:
-        return self._replace(lagrangian=self.lagrangian[which]) if isinstance(self.lagrangian, Tensor) else self
+    lagrangian: float
 
     def of(self, symbols: Tensor, quantisers: Tensor, x: Tensor, expected: Expected) -> Tensor:
         """x: what they stand for, see `Expected.positions`."""
@@ -174,7 +191,7 @@ def quantise(values: Tensor, expected: Expected, prices: Prices) -> tuple[Tensor
     symbols, quantisers = _rounded(x, flat, prices)
     which = torch.cat([torch.nonzero(kind)[:, 0] for kind in (_narrow(flat.table), _broad(flat.table))])
     if len(which):
-        choices = _choices(x[which], flat.at(which), prices.at(which))
+        choices = _choices(x[which], flat.at(which), prices)
         costs_each = torch.stack([cost for cost, _ in choices]).cpu().numpy()
         chosen = torch.from_numpy(_cheapest_path(costs_each)).to(x.device)
         symbols[which] = torch.stack([symbols for _, symbols in choices]).gather(0, chosen[None])[0]

@@ -1,38 +1,34 @@
-"""Where errors are seen: less beside strong detail, as structural similarity has it.
+"""Where errors are seen: less beside strong detail, as structural similarity has it. Steps may be larger there.
 
 Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004), equation 13: an error
-counts in units of 2 * variance + C2 of what is around it.
+counts in units of 2 * variance + C2 of what is around it. The variance is that of what is decoded already, one level
+up, so nobody has to tell the decoder; as JPEG 2000's visual masking (Zeng, Daly, Lei, "An overview of the visual
+optimization tools in JPEG 2000", 2002) takes it from the coefficients before.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from lic.layers.band_prior import to_multiple
+from lic.layers import lifting
+from lic.layers.band_prior import STEP_UNIT, sums_of_3x3
 
-_WINDOW = 11
 _C2 = (0.03 * 255) ** 2
-_POWER = 0.5  # 1 would be what structural similarity says, of small errors
-_MOST = 4.0
+_USUAL = 200.0  # 2 * variance + C2, in squared pixel values, where the step is the usual one
+_COARSEST, _FINEST = -4, 2  # quarters of an octave; a quarter for each halving of 2 * variance + C2
+_HALVES = 2  # the logarithm of what a pixel value is multiplied by
+_UNIT = 81 * 3 * 4**_HALVES  # of the integer variances: of 9 samples, in an orthonormal plane
+_BOUNDS = [round((_USUAL * 2 ** (0.5 - k) - _C2) / 2 * _UNIT) for k in range(_FINEST, _COARSEST, -1)]
 
 
-def prices_of_bits(luma: Tensor, levels: int) -> list[Tensor]:
-    """luma (1, 1, H, W) float32 in pixel values -> for each level, finest first, how much more squared error a bit is
-    worth at each of its positions (1, 1, h, w), 1 / _MOST to _MOST, the geometric mean being 1."""
-    out = []
-    for _ in range(levels):
-        window = min(_WINDOW, 2 * ((min(luma.shape[2:]) - 1) // 2) + 1)
-        padded = F.pad(luma, [window // 2] * 4, mode="replicate").double()
-        mean, square = (F.avg_pool2d(x, window, 1) for x in (padded, padded.square()))
-        variance = _halved((square - mean.square()).clamp_min(0))
-        logarithm = _POWER * torch.log2(2 * variance + _C2)
-        relative = torch.exp2(logarithm - logarithm.mean()).clamp(1 / _MOST, _MOST)
-        out.append((relative * 256).round().float() / 256)  # rounded, so that the order of summation can't matter
-        luma = _halved(luma)
-    return out
+def finer(low: Tensor, step: int, level: int) -> Tensor:
+    """By how many quarters of an octave a level's steps should be smaller than usual: (N, 1, h, w) int32, exactly.
 
-
-def _halved(x: Tensor) -> Tensor:
-    return F.avg_pool2d(to_multiple(x, 2), 2)
+    low: what is decoded one level up, (N, 3, h, w) int32 in 1 / 2**FRACTION steps; step in 1 / STEP_UNIT.
+    """
+    shift = level + lifting.FRACTION + STEP_UNIT.bit_length() - 1 - _HALVES
+    luma = ((low[:, :1] * step) >> shift).clamp(-1023, 1023)
+    variance = 9 * sums_of_3x3(luma.square()) - sums_of_3x3(luma).square()
+    bounds = torch.tensor(_BOUNDS, dtype=torch.int32, device=low.device)
+    return _FINEST - torch.bucketize(variance, bounds, out_int32=True)

@@ -31,7 +31,7 @@ from lic import weights as weight_files
 from lic.codec import ModelCard, PlaneShape, Settings, Streams, View
 from lic.container import Reader
 from lic.errors import FormatError
-from lic.layers import integer, lifting, tiles, trellis
+from lic.layers import integer, lifting, tiles, trellis, visibility
 from lic.layers.amounts import Amounts, BestAmounts, unfolded
 from lic.layers.band_prior import LEVELS, STEP_UNIT, Code, Pass, Prior, walk
 from lic.layers.coefficients import BandsReader, BandsWriter, Inside, logistic_bits, scaled
@@ -40,7 +40,6 @@ from lic.layers.integer import Convolution, TrainableConv2d, kernel_for
 from lic.layers.post_filter import ALIGNED, Decoded, PostFilter, Replay, remaining
 from lic.layers.tiles import Area, Level
 from lic.layers.trellis import Expected, Prices, quantise, rounded
-from lic.layers.visibility import prices_of_bits
 
 _PART = 160  # pixels, the sides of what training codes of the finest level
 _PRIORS = (4, 3), (8, 5), (12, 5)  # blocks and kernel: of the finest level, the next one, and all others
@@ -122,17 +121,14 @@ class Networks(nn.Module):
         covered = {level.number: level.area.positions() * 4**level.number for level in plan}  # in pixels
         bits: list[Tensor] = []
         prices = Prices(trellis.logistic_costs().to(pixels.device), self.points, LAGRANGIAN)
-        errors, counts = torch.zeros_like(self.points), torch.zeros_like(self.points)
+        centroids = trellis.Centroids(pixels.device)
 
         def code(this: Pass, c: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
             expected = Expected.of(mean.detach(), log_scale.detach())
             symbols, quantisers = quantise(c, expected, prices)
             costs = logistic_bits(*expected.cells(symbols, quantisers), mean, log_scale)
             bits.append(costs.sum((1, 2, 3)) / covered[this.level])
-            at = trellis.point_index(expected.table + trellis.TABLES * quantisers, symbols).flatten()
-            off = expected.positions(c) - trellis.position(symbols, quantisers)
-            errors.index_add_(0, at, (off * expected.unit).flatten())
-            counts.index_add_(0, at, torch.ones_like(at, dtype=torch.float32))
+            centroids.add(c, expected, symbols, quantisers)
             return expected.values(symbols, quantisers, self.points)
 
         real_step = (step.float() / STEP_UNIT).view(-1, 1, 1, 1)
@@ -144,8 +140,8 @@ class Networks(nn.Module):
         if finest > 1:
             return bits_per_pixel, None
         picture = picture[part.within(plan[-1].area.finer(height, width))]
-        if self.training and _learns(self.priors):  # each point follows the mean of its last few thousand coefficients
-            self.points += (errors - counts * self.points) / (counts + 2000)
+        if self.training and _learns(self.priors):
+            self.points.copy_(centroids.moved(self.points))
         original = planes[..., part.top : part.bottom, part.left : part.right] / real_step
         return bits_per_pixel, Decoded(picture, original - picture / 2**lifting.FRACTION, step)
 
@@ -173,26 +169,29 @@ class Networks(nn.Module):
         return walk(self.priors, low.round().int() << lifting.FRACTION, height, width, step, code_pass, plan)
 
     def shipped(self, pictures: list[np.ndarray]) -> dict[str, Tensor]:
-        """The networks' integers, and tables that start as logistics and follow what the pictures' coefficients do."""
+        """The networks' integers, and tables and points that follow what the pictures' coefficients do: chosen at the
+        prices of logistics, as in training, and then at those of the tables that come of it, as an encoder does."""
         out = integer.shipped(self)
-        out["points"] = self.points.round().clamp(-127, 127).to(torch.int8)
         networks = Networks(kernel_for(torch.device("cpu")))
-        networks.load_state_dict(out)
-        return out | networks.calibrated(pictures)
+        networks.load_state_dict(out | {"points": self.points.round()})
+        out |= networks.calibrated(pictures, trellis.logistic_costs())
+        return out | networks.calibrated(pictures, trellis.Tables.unpack(dict(out)).bits())
 
     def start_from(self, shipped: dict[str, Tensor]) -> None:
         integer.start_from(self, shipped)
         self.points.copy_(shipped["points"])
 
     @torch.inference_mode()
-    def calibrated(self, pictures: list[np.ndarray]) -> dict[str, Tensor]:
-        """Tables from the pictures' coefficients, at six steps."""
-        counts, prices = trellis.Counts(), Prices(trellis.logistic_costs(), self.points, LAGRANGIAN)
+    def calibrated(self, pictures: list[np.ndarray], bits: Tensor) -> dict[str, Tensor]:
+        """Tables and points from the pictures' coefficients, at six steps; the points also stay here."""
+        counts, centroids = trellis.Counts(), trellis.Centroids(self.points.device)
+        prices = Prices(bits, self.points, LAGRANGIAN)
 
         def code(_: Pass, c: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
             expected = Expected.of(mean, log_scale)
             symbols, quantisers = quantise(c, expected, prices)
             counts.count(*(x.flatten() for x in (expected.table, symbols, quantisers)))
+            centroids.add(c, expected, symbols, quantisers)
             return expected.values(symbols, quantisers, self.points)
 
         for i, pixels in enumerate(tqdm(pictures, desc="calibrating", unit="picture", disable=None)):
@@ -202,7 +201,8 @@ class Networks(nn.Module):
             planes = _turned(to_planes(rgb.float()))
             plan = tiles.plan(height, width, LEVELS)
             self._walk(planes / step, torch.tensor([step * STEP_UNIT]), code, plan)
-        return counts.packed()
+        self.points.copy_(centroids.moved(self.points).round().clamp(-127, 127))
+        return counts.packed() | {"points": self.points.to(torch.int8)}
 
 
 def _turned(planes: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ MIXING_EFFORT = 5  # from there on, a share of the post-filter's first correctio
 SEARCHING_EFFORT = 8  # from there on, the best of several shares
 _SHARES = 0.35, 0.2, 0.5  # the first one is the usual. Not all of it: what is coded in the end has errors of its own
 LAGRANGIAN = 0.08  # squared steps a bit is worth
-_VISUAL_LAGRANGIAN = 0.05  # the same for `tune="visual"`, where a bit's worth differs from place to place
+_VISUAL_LAGRANGIAN = 0.06  # the same for `tune="visual"`
 
 
 def quality_step(quality: float) -> int:
@@ -235,13 +235,13 @@ def quality_step(quality: float) -> int:
 
 # By how many quarters of an octave each level's step is smaller than the picture's, the finest level first. Equal steps
 # make the least squared error; but eyes, and what models them, see coarse details better.
-WEIGHTING: dict[str, tuple[int, ...]] = {"psnr": (0, 0, 0, 0, 0, 0), "visual": (-3, -1, 0, 2, 3, 3)}
+WEIGHTING: dict[str, tuple[int, ...]] = {"psnr": (0, 0, 0, 0, 0, 0), "visual": (-3, -1, 0, 1, 2, 2)}
 _LARGEST_WEIGHT = 16
 # What red, green and blue are multiplied by, in 1/128. Equal errors of all make the least squared error; but eyes, and
 # what models them, hardly see those of blue.
 CONTRASTS: dict[str, tuple[int, ...]] = {"psnr": (128, 128, 128), "visual": (90, 128, 64)}
 _LEAST_CONTRAST = 64
-_WEIGHTED, _TURNED, _CONTRASTED = 1, 2, 4  # the header's flags
+_WEIGHTED, _TURNED, _CONTRASTED, _MASKED = 1, 2, 4, 8  # the header's flags
 
 
 class _Header(NamedTuple):
@@ -251,29 +251,48 @@ class _Header(NamedTuple):
     weighting: tuple[int, ...] = WEIGHTING["psnr"]
     angles: tuple[int, ...] = UNTURNED  # of the colour planes
     contrasts: tuple[int, ...] = CONTRASTS["psnr"]
+    masked: bool = False  # steps also differ from place to place, see lic.layers.visibility
 
     def to_bytes(self) -> bytes:
-        own = [field if field != usual else () for field, usual in zip(self[1:], _Header(0)[1:], strict=True)]
+        own = [field if field != usual else () for field, usual in zip(self[1:4], _Header(0)[1:4], strict=True)]
         flags = sum(flag for flag, field in zip((_WEIGHTED, _TURNED, _CONTRASTED), own, strict=True) if field)
-        return struct.pack("<HB", self.step, flags) + bytes(number & 255 for field in own for number in field)
+        start = struct.pack("<HB", self.step, flags + _MASKED * self.masked)
+        return start + bytes(number & 255 for field in own for number in field)
 
     @staticmethod
     def read(stream: bytes) -> tuple[_Header, bytes]:
         """And what follows it. Raises FormatError."""
         reader = Reader(file := io.BytesIO(stream))
         step, flags = struct.unpack("<HB", reader.take(3))
-        header = _Header(step)
+        header = _Header(step, masked=bool(flags & _MASKED))
         if flags & _WEIGHTED:
             header = header._replace(weighting=struct.unpack(f"{LEVELS}b", reader.take(LEVELS)))
         if flags & _TURNED:
             header = header._replace(angles=struct.unpack("3b", reader.take(3)))
         if flags & _CONTRASTED:
             header = header._replace(contrasts=tuple(reader.take(3)))
-        known = flags <= _WEIGHTED + _TURNED + _CONTRASTED
+        known = flags <= _WEIGHTED + _TURNED + _CONTRASTED + _MASKED
         allowed = max(map(abs, header.weighting)) <= _LARGEST_WEIGHT and min(header.contrasts) >= _LEAST_CONTRAST
         if not (step and known and allowed):
             raise FormatError("the coded picture's header is damaged")
         return header, file.read()
+
+
+class _Finer:
+    """By how many quarters of an octave steps are smaller than the picture's."""
+
+    def __init__(self, header: _Header):
+        self._header = header
+        self._low: Tensor | None = None  # of the last tile, whose passes come one after the other
+
+    def of(self, this: Pass, inside: Inside) -> int | Tensor:
+        """All of a pass's, or each one's."""
+        weight = self._header.weighting[this.level - 1]
+        if not self._header.masked:
+            return weight
+        if self._low is not this.low:
+            self._low, self._quarters = this.low, visibility.finer(this.low, self._header.step, this.level) + weight
+        return inside.take(this.positions(self._quarters).expand(-1, len(this.channels), -1, -1))
 
 
 _COLOUR_BITS = 13
@@ -310,19 +329,16 @@ class WaveletCodec:
         return Networks(TrainableConv2d)
 
     def compress(self, planes: Tensor, shape: PlaneShape, settings: Settings) -> Streams:
-        step = quality_step(settings.quality)
+        masked = settings.tune == "visual"
+        step = quality_step(settings.quality) // (2 if masked else 1)  # larger where detail hides it: as many bits
         x = planes.to(self.device).float() / (257 if shape.bit_depth == 16 else 1)
         x, grey = x[None] - 128, shape.channels == 1
         contrasts = CONTRASTS["psnr" if grey else settings.tune]
         x = F.pad(x * 3**0.5, (0, 0, 0, 0, 0, 2)) if grey else times(COLOUR @ _contrasted(contrasts), x)
-        weighting = WEIGHTING[settings.tune]
         angles = best_angles(x, LEVELS) if settings.effort > 0 and not grey else UNTURNED
         x = times(turn(angles), x) * (STEP_UNIT / step)
-        lagrangians = None
-        if settings.tune == "visual":
-            luma = x[:, :1] * (step / STEP_UNIT / 3**0.5)
-            lagrangians = [relative * _VISUAL_LAGRANGIAN for relative in prices_of_bits(luma, LEVELS)]
-        code = partial(self._coded, shape=shape, step=step, weighting=weighting, lagrangians=lagrangians)
+        header = _Header(step, WEIGHTING[settings.tune], tuple(angles), contrasts, masked)
+        code = partial(self._coded, shape=shape, header=header)
         if settings.effort < MIXING_EFFORT:
             amounts, (_, coded) = Amounts.usual(shape.channels), code(x)
         else:
@@ -335,7 +351,6 @@ class WaveletCodec:
 
             search = settings.effort >= SEARCHING_EFFORT and settings.tune == "psnr"
             _, amounts, coded = min(map(attempt, _SHARES if search else _SHARES[:1]), key=itemgetter(0))
-        header = _Header(step, weighting, tuple(angles), contrasts)
         return {"amounts": amounts.to_bytes(self.tables.shared), "coefficients": header.to_bytes() + coded}
 
     def _added(self, picture: Tensor, shape: PlaneShape, step: int) -> Tensor:
@@ -360,34 +375,31 @@ class WaveletCodec:
         self,
         x: Tensor,
         shape: PlaneShape,
-        step: int,
-        weighting: tuple[int, ...],
-        lagrangians: list[Tensor] | None,
+        header: _Header,
         draft: bool = False,
     ) -> tuple[Tensor, bytes]:
         """Planes (1, 3, H, W) in steps -> the picture before the post-filter, and the stream after the header.
 
-        lagrangians: of each level's positions (1, 1, h, w), if they differ. A draft is rounded instead of following the
-        trellis, and its stream is empty: much the same picture in half of the time.
+        A draft is rounded instead of following the trellis, and its stream is empty: much the same picture in half of
+        the time.
         """
         low, bands = lifting.analyse(x, LEVELS)
         low_q = low.round().int()[0, : shape.channels].cpu().numpy()
         writer = None if draft else BandsWriter(shape, self.tables.shared, low_q)
+        fineness = _Finer(header)
+        prices = self.prices._replace(lagrangian=_VISUAL_LAGRANGIAN) if header.masked else self.prices
 
         def code(this: Pass, mean: Tensor, log_scale: Tensor) -> Tensor:
             inside = Inside(shape, this)
-            finer = weighting[this.level - 1]
+            finer = fineness.of(this, inside)
             c = inside.take(this.of(bands)) * 2 ** (finer / 4)
             expected = Expected.of(inside.take(mean), inside.take(log_scale), finer)
-            prices = self.prices
-            if lagrangians:
-                prices = prices._replace(lagrangian=inside.take(this.of([x.expand(1, 9, -1, -1) for x in lagrangians])))
             symbols, quantisers = (quantise if writer else rounded)(c, expected, prices)
             if writer:
                 self.tables.encode(writer.encoder(this), expected.table, symbols, quantisers)
             return inside.put(scaled(expected.values(symbols, quantisers, self.points), -finer), mean.shape)
 
-        picture = self._walk(low_q, shape, step, code, tiles.plan(shape.height, shape.width, LEVELS))
+        picture = self._walk(low_q, shape, header.step, code, tiles.plan(shape.height, shape.width, LEVELS))
         return picture, writer.bytes() if writer else b""
 
     def decompress(self, streams: Streams, shape: PlaneShape, view: View) -> Tensor:
@@ -395,10 +407,11 @@ class WaveletCodec:
         step = header.step
         amounts = Amounts.from_bytes(streams["amounts"], self.tables.shared, shape.channels, shape.height, shape.width)
         reader = BandsReader(rest, shape, self.tables.shared, view.truncated)
+        fineness = _Finer(header)
 
         def code(this: Pass, mean: Tensor, log_scale: Tensor) -> Tensor:
             inside = Inside(shape, this)
-            finer = header.weighting[this.level - 1]
+            finer = fineness.of(this, inside)
             expected = Expected.of(inside.take(mean), inside.take(log_scale), finer)
             symbols, quantisers = reader.read(this, expected.table, self.tables.decode)
             return inside.put(scaled(expected.values(symbols, quantisers, self.points), -finer), mean.shape)
