@@ -13,6 +13,7 @@ in units of the quantisation step, in which the picture decoded so far needs no 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import NamedTuple, cast
@@ -28,7 +29,7 @@ from lic.layers.tiles import Area, Level
 LEVELS = 6
 STEP_UNIT = 128  # steps are coded as integers, in 1/128 of an 8-bit pixel value
 PHASES = ((0, 0), (1, 1), (0, 1), (1, 0))  # coding order of the 2x2 positions
-LUMA, CHROMA = [0, 3, 6], [1, 2, 4, 5, 7, 8]  # channels of (HL, LH, HH) x (Y, C1, C2)
+LUMA, CHROMA = slice(0, 1), slice(1, 3)  # of a band's planes
 
 _LOGARITHM = 10  # what `compress` multiplies the natural logarithm by
 _THRESHOLDS = [math.ceil(2**lifting.FRACTION * math.expm1((k - 0.5) / _LOGARITHM)) for k in range(1, 64)]
@@ -55,6 +56,19 @@ def step_feature(step: int) -> int:
     return max(-64, min(63, round(32 * (math.log2(step / STEP_UNIT) / 3 - 1.5))))
 
 
+@lru_cache
+def _step_bounds(device: torch.device) -> Tensor:
+    """The smallest step with each feature but the lowest."""
+    steps = range(1, 2**18)
+    bounds = [steps[bisect_left(steps, feature, key=step_feature)] for feature in range(-63, 64)]
+    return torch.tensor(bounds, device=device)
+
+
+def step_features(step: Tensor) -> Tensor:
+    """`step_feature` of each, (N,) int64 -> (N, 1, 1, 1) int16, on its device."""
+    return (torch.bucketize(step, _step_bounds(step.device), right=True) - 64).short().view(-1, 1, 1, 1)
+
+
 class Pass(NamedTuple):
     """What is coded at once: luma or chroma of one phase, of a tile of a level: of its number, its area, and what is
     decoded of it one level up."""
@@ -64,12 +78,18 @@ class Pass(NamedTuple):
     area: Area
     low: Tensor
     phase: tuple[int, int]
-    channels: list[int]
+    planes: slice
+
+    @property
+    def channels(self) -> int:
+        """How many coefficients each of its positions has."""
+        return 3 * len(range(3)[self.planes])
 
     def of(self, bands: list[Tensor]) -> Tensor:
-        """Its coefficients (N, len(channels), h/2, w/2), sides rounded up, out of all levels' (N, 9, h, w)."""
+        """Its coefficients (N, channels, h/2, w/2), sides rounded up, out of all levels' (N, 9, h, w): those are HL, LH
+        and HH, of its planes each."""
         band = bands[self.level - 1][..., self.area.top : self.area.bottom, self.area.left : self.area.right]
-        return self.positions(band[:, self.channels])
+        return self.positions(band.unflatten(1, (3, 3))[:, :, self.planes].flatten(1, 2))
 
     def positions(self, x: Tensor) -> Tensor:
         """Its phase, (N, C, h/2, w/2), sides rounded up, of the whole tile (N, C, h, w)."""
@@ -163,8 +183,8 @@ class Prior(nn.Module):
         self.trunk = nn.Sequential(*[Residual(conv, trunk, trunk, _STREAM, _HIDDEN) for _ in range(blocks)])
         self.passes = nn.ModuleList()
         for phase in range(len(PHASES)):
-            self.passes.append(_PassNetwork(conv, trunk, channels, kernel, 9 * phase, len(LUMA)))
-            self.passes.append(_PassNetwork(conv, trunk, channels, kernel, 9 * phase + len(LUMA), len(CHROMA)))
+            self.passes.append(_PassNetwork(conv, trunk, channels, kernel, 9 * phase, 3))
+            self.passes.append(_PassNetwork(conv, trunk, channels, kernel, 9 * phase + 3, 6))
 
     def features(self, low: Tensor, coarser: Tensor | None, step: Tensor, level: int) -> Tensor:
         """low (N, 3, 2h, 2w) and coarser (N, 9, h, w) or None, int32 in 1 / 2**FRACTION steps,
@@ -173,27 +193,27 @@ class Prior(nn.Module):
         n, _, h, w = details.shape
         bands = compress(low.new_zeros(n, 9, h, w) if coarser is None else coarser)
         brightness = (mean[:, :1] * step.int().view(-1, 1, 1, 1)) >> (level + lifting.FRACTION + 7 + 2)
-        logarithms = low.new_tensor([step_feature(s) for s in step.tolist()]).view(-1, 1, 1, 1).expand(n, 1, h, w)
-        return torch.cat([compress(details), bands, logarithms.short(), brightness.clamp(-64, 63).short()], 1)
+        logarithms = step_features(step).expand(n, 1, h, w)
+        return torch.cat([compress(details), bands, logarithms, brightness.clamp(-64, 63).short()], 1)
 
     def tile(
         self,
         low: Tensor,
         coarser: Tensor | None,
         step: Tensor,
-        place: Callable[[tuple[int, int], list[int]], Pass],
+        place: Callable[[tuple[int, int], slice], Pass],
         code: Code,
         grey: bool = False,
     ) -> Tensor:
         """Code one tile of a level; low (N, 3, h, w), coarser and step as in `features`.
 
-        place(phase, channels) names its passes. code(pass, mean, log_scale) is called for each, with real numbers in
-        steps (N, len(channels), h/2, w/2), sides rounded up, and gives the coefficients there, int32 in 1 / 2**FRACTION
+        place(phase, planes) names its passes. code(pass, mean, log_scale) is called for each, with real numbers in
+        steps (N, channels, h/2, w/2), sides rounded up, and gives the coefficients there, int32 in 1 / 2**FRACTION
         steps. grey leaves out the passes of chroma, whose coefficients are zero. Returns the tile's (N, 9, h, w).
         """
         height, width = low.shape[2:]
         low = to_multiple(low, 2)
-        passes = [place(phase, channels) for phase in PHASES for channels in (LUMA, CHROMA)]
+        passes = [place(phase, planes) for phase in PHASES for planes in (LUMA, CHROMA)]
         level = passes[0].level
         features = self.form(self.features(low, coarser, step, level), FEATURE)
         trunk = rectify(self.trunk(self.input(features, level - 1)))
@@ -201,11 +221,12 @@ class Prior(nn.Module):
         out = low.new_zeros(n, 9, h, w)
         known: list[Tensor] = []
         for this, network in zip(passes, self.passes, strict=True):
-            if grey and this.channels is CHROMA:
-                values = low.new_zeros(n, len(CHROMA), h // 2, w // 2)
+            if grey and this.planes is CHROMA:
+                values = low.new_zeros(n, this.channels, h // 2, w // 2)
             else:
                 values = code(this, *network(trunk, torch.cat(known, 1) if known else None))
-                out[:, this.channels, this.phase[0] :: 2, this.phase[1] :: 2] = values
+                here = out.unflatten(1, (3, 3))[:, :, this.planes, this.phase[0] :: 2, this.phase[1] :: 2]
+                here.copy_(values.unflatten(1, (3, -1)))
             known.append(self.form(compress(values), FEATURE))
         return out[..., :height, :width]
 

@@ -12,6 +12,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -54,16 +55,24 @@ SCALE_STEPS = [math.exp(index / _SCALES_PER_E - _NARROWEST) for index in range(S
 _QUARTER = round(math.log(2) / 4 * _SCALES_PER_E * 256)
 _FACTOR_BITS = 12
 _FARTHEST = 20  # quarters of an octave that steps are finer or coarser by
-_FACTORS = [round(2 ** (quarters / 4 + _FACTOR_BITS)) for quarters in range(-_FARTHEST, _FARTHEST + 1)]
+
+
+def _factor(quarters: int) -> int:
+    return round(2 ** (quarters / 4 + _FACTOR_BITS))
+
+
+@lru_cache
+def _factors(device: torch.device) -> Tensor:
+    return torch.tensor([_factor(quarters) for quarters in range(-_FARTHEST, _FARTHEST + 1)], device=device)
 
 
 def scaled(x: Tensor, quarters: int | Tensor) -> Tensor:
     """x * 2**(quarters / 4), rounded half up, saturating at 2**30 where it changes at all; int32. quarters: of all, or
     int32 of each."""
     if isinstance(quarters, Tensor):
-        factor: int | Tensor = torch.tensor(_FACTORS, device=x.device)[quarters + _FARTHEST]
+        factor: int | Tensor = _factors(x.device)[quarters + _FARTHEST]
     elif quarters:
-        factor = _FACTORS[quarters + _FARTHEST]
+        factor = _factor(quarters)
     else:
         return x
     return (x.long() * factor + (1 << _FACTOR_BITS - 1) >> _FACTOR_BITS).clamp(-(2**30), 2**30).int()

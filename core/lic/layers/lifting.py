@@ -99,7 +99,8 @@ def analyse(x: Tensor, levels: int) -> tuple[Tensor, list[Tensor]]:
 def synthesise(low: Tensor, band: Tensor, height: int, width: int) -> Tensor:
     """One level: low (N, C, h, w) and band (N, 3C, h, w) -> (N, C, height, width); int32 in 1 / 2**FRACTION steps,
     saturating at 2**30: at the smallest step there is, 1/128 of an 8-bit pixel value, pictures reach 2**29."""
-    if not _fits(low, band):  # the same integers, but four times as slow
+    # In 64 bits they are the same integers, on a CPU four times as slow; to ask a GPU costs more than that.
+    if low.device.type != "cpu" or not _fits(low, band):
         low, band = low.long(), band.long()
     hl, lh, hh = band.chunk(3, 1)
     rows, columns = height // 2, width // 2

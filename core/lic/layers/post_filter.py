@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lic.layers.amounts import CORRECTIONS, least_squares, unfolded
-from lic.layers.band_prior import FEATURE, Residual, step_feature, to_multiple
+from lic.layers.band_prior import FEATURE, Residual, step_features, to_multiple
 from lic.layers.integer import Convolution, rectified, signed
 
 _STREAM, _HIDDEN = signed(6), rectified(5)
@@ -39,8 +39,8 @@ class PostFilter(nn.Module):
         halves = (picture * step.int().view(-1, 1, 1, 1) + (1 << 12)) >> 13  # of an 8-bit pixel value
         squares = F.pixel_unshuffle(halves.clamp(-1024, 1023).short(), 2)
         n, _, h, w = squares.shape
-        logarithms = squares.new_tensor([step_feature(s) >> 2 for s in step.tolist()]).view(-1, 1, 1, 1)
-        features = torch.cat([squares >> 4, logarithms.expand(n, 1, h, w), squares & 15], 1)
+        logarithms = (step_features(step) >> 2).expand(n, 1, h, w)
+        features = torch.cat([squares >> 4, logarithms, squares & 15], 1)
         x = self.blocks(self.input(self.form(features, FEATURE)))
         return self.out(x).unflatten(1, (CORRECTIONS, 12))
 

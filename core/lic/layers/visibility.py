@@ -8,6 +8,8 @@ optimization tools in JPEG 2000", 2002) takes it from the coefficients before.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,11 @@ _UNIT = 81 * 3 * 4**_HALVES  # of the integer variances: of 9 samples, in an ort
 _BOUNDS = [round((_USUAL * 2 ** (0.5 - k) - _C2) / 2 * _UNIT) for k in range(_FINEST, _COARSEST, -1)]
 
 
+@lru_cache
+def _bounds(device: torch.device) -> Tensor:
+    return torch.tensor(_BOUNDS, dtype=torch.int32, device=device)
+
+
 def finer(low: Tensor, step: int, level: int) -> Tensor:
     """By how many quarters of an octave a level's steps should be smaller than usual: (N, 1, h, w) int32, exactly.
 
@@ -30,5 +37,4 @@ def finer(low: Tensor, step: int, level: int) -> Tensor:
     shift = level + lifting.FRACTION + STEP_UNIT.bit_length() - 1 - _HALVES
     luma = ((low[:, :1] * step) >> shift).clamp(-1023, 1023)
     variance = 9 * sums_of_3x3(luma.square()) - sums_of_3x3(luma).square()
-    bounds = torch.tensor(_BOUNDS, dtype=torch.int32, device=low.device)
-    return _FINEST - torch.bucketize(variance, bounds, out_int32=True)
+    return _FINEST - torch.bucketize(variance, _bounds(low.device), out_int32=True)

@@ -42,6 +42,7 @@ from lic.layers.tiles import Area, Level
 from lic.layers.trellis import Expected, Prices, quantise, rounded
 
 _PART = 160  # pixels, the sides of what training codes of the finest level
+_TRAINING_LAGRANGIAN = 0.08  # squared steps that a bit is worth in training, and where tables are found
 _PRIORS = (4, 3), (8, 5), (12, 5)  # blocks and kernel: of the finest level, the next one, and all others
 
 
@@ -120,7 +121,7 @@ class Networks(nn.Module):
             plan = _partly(plan, part, height, width)
         covered = {level.number: level.area.positions() * 4**level.number for level in plan}  # in pixels
         bits: list[Tensor] = []
-        prices = Prices(trellis.logistic_costs().to(pixels.device), self.points, LAGRANGIAN)
+        prices = Prices(trellis.logistic_costs().to(pixels.device), self.points, _TRAINING_LAGRANGIAN)
         centroids = trellis.Centroids(pixels.device)
 
         def code(this: Pass, c: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
@@ -185,7 +186,7 @@ class Networks(nn.Module):
     def calibrated(self, pictures: list[np.ndarray], bits: Tensor) -> dict[str, Tensor]:
         """Tables and points from the pictures' coefficients, at six steps; the points also stay here."""
         counts, centroids = trellis.Counts(), trellis.Centroids(self.points.device)
-        prices = Prices(bits, self.points, LAGRANGIAN)
+        prices = Prices(bits, self.points, _TRAINING_LAGRANGIAN)
 
         def code(_: Pass, c: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
             expected = Expected.of(mean, log_scale)
@@ -223,8 +224,7 @@ def _learns(part: nn.Module) -> bool:
 MIXING_EFFORT = 5  # from there on, a share of the post-filter's first correction isn't coded; and amounts are chosen
 SEARCHING_EFFORT = 8  # from there on, the best of several shares
 _SHARES = 0.35, 0.2, 0.5  # the first one is the usual. Not all of it: what is coded in the end has errors of its own
-LAGRANGIAN = 0.08  # squared steps a bit is worth
-_VISUAL_LAGRANGIAN = 0.06  # the same for `tune="visual"`
+LAGRANGIAN = 0.065  # squared steps that a bit is worth to an encoder
 
 
 def quality_step(quality: float) -> int:
@@ -292,7 +292,7 @@ class _Finer:
             return weight
         if self._low is not this.low:
             self._low, self._quarters = this.low, visibility.finer(this.low, self._header.step, this.level) + weight
-        return inside.take(this.positions(self._quarters).expand(-1, len(this.channels), -1, -1))
+        return inside.take(this.positions(self._quarters).expand(-1, this.channels, -1, -1))
 
 
 _COLOUR_BITS = 13
@@ -387,14 +387,13 @@ class WaveletCodec:
         low_q = low.round().int()[0, : shape.channels].cpu().numpy()
         writer = None if draft else BandsWriter(shape, self.tables.shared, low_q)
         fineness = _Finer(header)
-        prices = self.prices._replace(lagrangian=_VISUAL_LAGRANGIAN) if header.masked else self.prices
 
         def code(this: Pass, mean: Tensor, log_scale: Tensor) -> Tensor:
             inside = Inside(shape, this)
             finer = fineness.of(this, inside)
             c = inside.take(this.of(bands)) * 2 ** (finer / 4)
             expected = Expected.of(inside.take(mean), inside.take(log_scale), finer)
-            symbols, quantisers = (quantise if writer else rounded)(c, expected, prices)
+            symbols, quantisers = (quantise if writer else rounded)(c, expected, self.prices)
             if writer:
                 self.tables.encode(writer.encoder(this), expected.table, symbols, quantisers)
             return inside.put(scaled(expected.values(symbols, quantisers, self.points), -finer), mean.shape)

@@ -17,7 +17,7 @@ from lic import registry
 from lic.api import choose_device
 from lic.codec import ModelCard
 from lic.training import data
-from lic.training.loop import Options, Run, train
+from lic.training.loop import Options, Trainable, train
 
 CALIBRATION_PICTURES = 60
 
@@ -40,16 +40,16 @@ def launch(args: argparse.Namespace) -> int:
     if dist.is_initialized():
         dist.destroy_process_group()
     if args.export and leader:
-        digest = export(run, codec.card, pictures, args.export)
+        digest = export(run.averaged(), run.step, codec.card, pictures, args.export)
         print(f"{args.export}: weights {digest}")
     return 0
 
 
-def export(run: Run, card: ModelCard, pictures: data.Pictures, target: Path) -> str:
-    """Write the averaged networks as a weights file; its hash, as files name it."""
-    shipped = run.averaged().shipped(pictures.training[:: max(1, len(pictures.training) // CALIBRATION_PICTURES)])
+def export(networks: Trainable, steps: int, card: ModelCard, pictures: data.Pictures, target: Path) -> str:
+    """Write a weights file of networks after so many steps of training; its hash, as files name it."""
+    shipped = networks.shipped(pictures.training[:: max(1, len(pictures.training) // CALIBRATION_PICTURES)])
     tensors = {name: tensor.cpu().contiguous() for name, tensor in shipped.items()}
-    contents = save(tensors, {"card": json.dumps(dataclasses.asdict(card)), "steps": str(run.step)})
+    contents = save(tensors, {"card": json.dumps(dataclasses.asdict(card)), "steps": str(steps)})
     temporary = target.with_name(target.name + ".tmp")
     temporary.write_bytes(contents)
     os.replace(temporary, target)
