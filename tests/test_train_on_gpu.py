@@ -38,7 +38,7 @@ def shipped():
 def batch(device):
     pixels = torch.stack([torch.from_numpy(natural(SIDE, SIDE, 3, seed=seed)).permute(2, 0, 1) for seed in (0, 1, 2)])
     steps = torch.tensor([6, 15, 40]) * STEP_UNIT
-    return device.Batch(pixels, COLOUR.float().expand(3, 3, 3), steps, torch.tensor([0.35, 0.35, 0.0]))
+    return device.Batch(pixels, COLOUR.float().expand(3, 3, 3), steps, torch.tensor([3.0, 1.0, 0.0]))
 
 
 def test_bits_and_errors_are_those_of_lic(device, shipped, batch):
@@ -49,7 +49,7 @@ def test_bits_and_errors_are_those_of_lic(device, shipped, batch):
 
     own = Networks(TrainableConv2d)
     own.start_from(shipped)
-    prices = trellis.Prices(trellis.logistic_costs(), own.points, device.LAGRANGIAN)
+    prices = trellis.Prices(trellis.logistic_costs(), own.points, wavelet._TRAINING_LAGRANGIAN)
     bits = torch.zeros(3)
 
     def code(this, c, mean, log_scale):
@@ -65,7 +65,7 @@ def test_bits_and_errors_are_those_of_lic(device, shipped, batch):
         picture = own._walk(aim, batch.steps, code, plan)
         decoded = wavelet.Decoded(picture, planes - picture / 2**lifting.FRACTION, batch.steps)
         expected = torch.stack([bits, *wavelet.remaining(own.post_filter, decoded)])
-    assert torch.allclose(torch.stack([*got]), expected, rtol=0.05)  # the network's sums are bfloat16 here
+    assert torch.allclose(torch.stack([*got]), expected, rtol=0.025)  # the network's sums are bfloat16 here
 
 
 def test_what_it_trains_is_what_is_shipped(device, shipped, batch):

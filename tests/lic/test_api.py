@@ -207,9 +207,10 @@ def test_the_portable_kernel_decodes_to_the_same_pixels(photo, monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_decodes_to_the_same_pixels(photo):
+@pytest.mark.parametrize("tune", ["psnr", "visual"])
+def test_cuda_decodes_to_the_same_pixels(photo, tune):
     for encoder in ("cpu", "cuda"):
-        data = lic.encode(photo, device=encoder)
+        data = lic.encode(photo, tune=tune, device=encoder)
         assert np.array_equal(lic.decode(data, device="cpu").pixels, lic.decode(data, device="cuda").pixels)
 
 

@@ -16,11 +16,11 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(tiles, "TILE", 64)
 
 
-@pytest.fixture(scope="module")
-def coded() -> bytes:
+@pytest.fixture(scope="module", params=["psnr", "visual"])
+def coded(request) -> bytes:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "TILE", 64)
-        return lic.encode(natural(301, 227, 3), quality=70)
+        return lic.encode(natural(301, 227, 3), quality=70, tune=request.param)
 
 
 @given(st.data())

@@ -18,16 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lic.layers import coefficients, lifting, tiles, trellis
-from lic.layers.amounts import CORRECTIONS, unfolded
+from lic.layers.amounts import _RIDGE, CORRECTIONS, unfolded
 from lic.layers.band_prior import LEVELS, STEP_UNIT, Pass, walk
 from lic.layers.coefficients import logistic_bits
 from lic.layers.integer import Scale, TrainableConv2d
-from lic.models.wavelet import Networks
+from lic.models.wavelet import _TRAINING_LAGRANGIAN, Networks
 
-LAGRANGIAN = 0.08  # squared steps that a bit is worth
 _PATH = 512  # coefficients, also those that aren't in the trellis
 _MARGIN = 16  # pixels at a crop's border that the filter's loss leaves out
-_RIDGE = 1e-4  # see lic.layers.amounts
+_BELIEF = 4000  # coefficients that a point counts as much as: eight times lic's, as batches are larger
 
 
 @lru_cache
@@ -44,11 +43,12 @@ def _kernels() -> ctypes.CDLL:
     }  # fmt: skip
     nvcc = ["nvcc", "-O3", "-arch=native", "--fmad=false", "-Xcompiler", "-fPIC"]
     plain = ["g++", "-O2", "-ffp-contract=off", "-fPIC", "-x", "c++", "-DCPU"]
-    library = Path(tempfile.mkdtemp()) / "kernels.so"
     command = [*(nvcc if torch.cuda.is_available() else plain), *(f"-D{k}={v}" for k, v in constants.items())]
     source = Path(__file__).parent / "kernels.cu"
-    subprocess.run([*command, "-shared", str(source), "-o", str(library)], check=True)
-    return ctypes.CDLL(str(library))
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "kernels.so"
+        subprocess.run([*command, "-shared", str(source), "-o", str(library)], check=True)
+        return ctypes.CDLL(str(library))
 
 
 def _launch(name: str, *arguments: Tensor | int | float) -> None:
@@ -264,7 +264,7 @@ class Coder:
             empty = partial(torch.empty, device=c.device)
             value = empty(c.shape, dtype=torch.int32)
             if bits is None:
-                _launch("draft", *given, LAGRANGIAN, value, n)
+                _launch("draft", *given, _TRAINING_LAGRANGIAN, value, n)
                 return value
             paths = max(1, n // _PATH)
             kept = [
@@ -275,17 +275,21 @@ class Coder:
             ]
             lower, upper = torch.empty_like(c), torch.empty_like(c)
             found = self._sums, self._counts, self.entries
-            _launch("quantise", *given, LAGRANGIAN, *kept, value, lower, upper, *found, paths, n)
+            _launch("quantise", *given, _TRAINING_LAGRANGIAN, *kept, value, lower, upper, *found, paths, n)
             bits.append(logistic_bits(lower, upper, mean, log_scale).sum((1, 2, 3)) / side**2)
             return value
 
         start = low.round().int() << lifting.FRACTION
         return walk(self.networks.priors, start, side, side, steps, code, tiles.plan(side, side, LEVELS))
 
-    def move_points(self) -> None:
-        self.points.copy_((self._sums + 4000 * self.points) / (self._counts + 4000))
+    def begin(self) -> None:
+        """Forget where coefficients were."""
         self._sums.zero_()
         self._counts.zero_()
+
+    def move_points(self) -> None:
+        """As `trellis.Centroids.moved`, for what was coded since then."""
+        self.points.copy_((self._sums + _BELIEF * self.points) / (self._counts + _BELIEF))
 
     def _amounts(self, corrections: Tensor, error: Tensor) -> Tensor:
         """As `amounts.least_squares`, by elimination: a library's solver would ask whether it worked."""

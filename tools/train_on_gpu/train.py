@@ -102,7 +102,8 @@ class Training:
     """The networks on their way, and what is read of them."""
 
     def __init__(self, networks: wavelet.Networks, device: torch.device):
-        self.device, self.networks = device, networks.to(device)
+        self.device = device
+        networks.to(device)
         self.parameters = Parameters([*networks.priors, networks.post_filter], device)
         self.coder = Coder(networks, device)
         self.sums = torch.zeros(4, device=device)  # of steps, bits per pixel, decibels
@@ -111,6 +112,7 @@ class Training:
         """Gradients, for `Parameters.update`; nothing here waits for the device."""
         for gradient in self.parameters.gradients:
             gradient.zero_()
+        self.coder.begin()
         losses = self.coder.losses(batch, prior_learns)
         loss = torch.stack([torch.log(x / losses.before + 1e-3) for x in (losses.plain, losses.best)]).mean()
         if prior_learns:
@@ -137,8 +139,7 @@ class Training:
         return graph.replay
 
     def phase(self, feed: Iterator[Batch], minutes: float, rates: list[float], prior_learns: bool) -> int:
-        """The number of steps."""
-        self.parameters.settle()
+        """Train for so many minutes; the number of steps."""
         steps: dict[int, tuple[Batch, Callable[[], None]]] = {}
         pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
         start = said = time.monotonic()
@@ -172,7 +173,6 @@ class Training:
 
     @torch.no_grad()
     def validate(self, crops: Crops) -> None:
-        points = self.coder.points.clone()
         for step in (10, 24, 60, 140):
             rows = []
             for side in crops.sides:
@@ -182,7 +182,6 @@ class Training:
                 rows.append(torch.cat([losses.bits.mean()[None], psnr[None], decibels(losses)]))
             bits, psnr, plain, best = torch.stack(rows).mean(0).tolist()
             print(f"step {step}: {bits:.4f} bpp, {psnr:.3f} dB, filter {plain:.4f}, {best:.4f} dB", flush=True)
-        self.coder.points.copy_(points)
 
 
 def main() -> None:
@@ -194,11 +193,13 @@ def main() -> None:
     parser.add_argument(
         "--rates", type=float, nargs=3, default=(3.5e-4, 5e-4, 2e-4), help="prior, filter, filter alone"
     )
-    parser.add_argument("--sides", type=int, nargs="+", default=list(CROPS))
-    parser.add_argument("--workers", type=int, default=13)
+    parser.add_argument(
+        "--sides", type=int, nargs="+", default=list(CROPS), help="fewer, for pictures that are smaller"
+    )
+    parser.add_argument("--workers", type=int, default=13, help="processes that cut crops")
     parser.add_argument("--export", type=Path, help="don't train: add tables to what is in OUT, and write it here")
     args = parser.parse_args()
-    pictures = data.load(args.data, min(256, *args.sides))
+    pictures = data.load(args.data, min(args.sides))
     networks = wavelet.Networks(DeviceConv2d)
     if args.export:
         trained = load_file(args.out)

@@ -58,7 +58,7 @@ def step_feature(step: int) -> int:
 
 @lru_cache
 def _step_bounds(device: torch.device) -> Tensor:
-    """The smallest step with each feature but the lowest."""
+    """The smallest step with each feature but the lowest, (127,) int64."""
     steps = range(1, 2**18)
     bounds = [steps[bisect_left(steps, feature, key=step_feature)] for feature in range(-63, 64)]
     return torch.tensor(bounds, device=device)
@@ -70,15 +70,14 @@ def step_features(step: Tensor) -> Tensor:
 
 
 class Pass(NamedTuple):
-    """What is coded at once: luma or chroma of one phase, of a tile of a level: of its number, its area, and what is
-    decoded of it one level up."""
+    """What is coded at once: luma or chroma of one phase, of a tile of a level."""
 
     level: int
-    tile: int
-    area: Area
-    low: Tensor
+    tile: int  # its number
+    area: Area  # in positions of the level
+    low: Tensor  # what is decoded of it one level up, (N, 3, h, w) int32 in 1 / 2**FRACTION steps
     phase: tuple[int, int]
-    planes: slice
+    planes: slice  # LUMA or CHROMA
 
     @property
     def channels(self) -> int:
@@ -86,8 +85,7 @@ class Pass(NamedTuple):
         return 3 * len(range(3)[self.planes])
 
     def of(self, bands: list[Tensor]) -> Tensor:
-        """Its coefficients (N, channels, h/2, w/2), sides rounded up, out of all levels' (N, 9, h, w): those are HL, LH
-        and HH, of its planes each."""
+        """Its coefficients (N, channels, h/2, w/2), sides rounded up, out of all levels' (N, 9, h, w), band by band."""
         band = bands[self.level - 1][..., self.area.top : self.area.bottom, self.area.left : self.area.right]
         return self.positions(band.unflatten(1, (3, 3))[:, :, self.planes].flatten(1, 2))
 
@@ -182,7 +180,7 @@ class Prior(nn.Module):
         self.input = conv(23, trunk, 3, FEATURE, _STREAM, biases=LEVELS)
         self.trunk = nn.Sequential(*[Residual(conv, trunk, trunk, _STREAM, _HIDDEN) for _ in range(blocks)])
         self.passes = nn.ModuleList()
-        for phase in range(len(PHASES)):
+        for phase in range(len(PHASES)):  # of three bands: luma, then two planes of chroma
             self.passes.append(_PassNetwork(conv, trunk, channels, kernel, 9 * phase, 3))
             self.passes.append(_PassNetwork(conv, trunk, channels, kernel, 9 * phase + 3, 6))
 

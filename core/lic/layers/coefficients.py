@@ -54,27 +54,21 @@ SCALE_STEPS = [math.exp(index / _SCALES_PER_E - _NARROWEST) for index in range(S
 
 _QUARTER = round(math.log(2) / 4 * _SCALES_PER_E * 256)
 _FACTOR_BITS = 12
-_FARTHEST = 20  # quarters of an octave that steps are finer or coarser by
-
-
-def _factor(quarters: int) -> int:
-    return round(2 ** (quarters / 4 + _FACTOR_BITS))
+_FARTHEST = 20  # quarters of an octave that steps are finer or coarser by: 16 by level, 4 by place
 
 
 @lru_cache
 def _factors(device: torch.device) -> Tensor:
-    return torch.tensor([_factor(quarters) for quarters in range(-_FARTHEST, _FARTHEST + 1)], device=device)
+    quarters = range(-_FARTHEST, _FARTHEST + 1)
+    return torch.tensor([round(2 ** (number / 4 + _FACTOR_BITS)) for number in quarters], device=device)
 
 
 def scaled(x: Tensor, quarters: int | Tensor) -> Tensor:
-    """x * 2**(quarters / 4), rounded half up, saturating at 2**30 where it changes at all; int32. quarters: of all, or
-    int32 of each."""
-    if isinstance(quarters, Tensor):
-        factor: int | Tensor = _factors(x.device)[quarters + _FARTHEST]
-    elif quarters:
-        factor = _factor(quarters)
-    else:
+    """x * 2**(quarters / 4), rounded half up, saturating at 2**30; int32. quarters: int32 of each, or one for all; then
+    0 leaves everything as it is."""
+    if isinstance(quarters, int) and not quarters:
         return x
+    factor = _factors(x.device)[quarters + _FARTHEST]
     return (x.long() * factor + (1 << _FACTOR_BITS - 1) >> _FACTOR_BITS).clamp(-(2**30), 2**30).int()
 
 

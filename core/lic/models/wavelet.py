@@ -251,7 +251,7 @@ class _Header(NamedTuple):
     weighting: tuple[int, ...] = WEIGHTING["psnr"]
     angles: tuple[int, ...] = UNTURNED  # of the colour planes
     contrasts: tuple[int, ...] = CONTRASTS["psnr"]
-    masked: bool = False  # steps also differ from place to place, see lic.layers.visibility
+    masked: bool = False  # steps also differ from place to place, see lic.layers.visibility; a flag without bytes
 
     def to_bytes(self) -> bytes:
         own = [field if field != usual else () for field, usual in zip(self[1:4], _Header(0)[1:4], strict=True)]
@@ -286,7 +286,7 @@ class _Finer:
         self._low: Tensor | None = None  # of the last tile, whose passes come one after the other
 
     def of(self, this: Pass, inside: Inside) -> int | Tensor:
-        """All of a pass's, or each one's."""
+        """One number for the whole pass, or int32 (count,) in the order of `Inside.take`."""
         weight = self._header.weighting[this.level - 1]
         if not self._header.masked:
             return weight
@@ -301,7 +301,8 @@ _COLOUR_BITS = 13
 class WaveletCodec:
     """Streams: `amounts`, as lic.layers.amounts says; and `coefficients`: the step (2 bytes), flags (a byte), and where
     they say so the weighting (a signed byte a level, finest first), the angles of the colour planes (3 signed bytes)
-    and the contrasts (3 bytes). Then as lic.layers.coefficients says."""
+    and the contrasts (3 bytes); a flag alone says that steps differ from place to place. Then as
+    lic.layers.coefficients says."""
 
     card = ModelCard(
         name="wavelet",
