@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from device import Batch, Coder, DeviceConv2d, Losses, Parameters
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -36,7 +35,8 @@ from lic.training.launch import export
 # How many crops of which side make a batch, and how often: 2.1 megapixels each but the last.
 CROPS = {512: 8, 320: 20, 256: 32, 128: 96}
 OFTEN = {512: 0.2, 320: 0.35, 256: 0.3, 128: 0.15}
-SHRUNK, GREY, SHARED, SHARE = 0.65, 0.04, 0.85, 0.35  # of the crops; the last is what a file leaves out, see wavelet.py
+SHRUNK = 0.65  # of the crops
+SHARED = 0.85  # of the crops: those that are coded less a share of the filter's correction
 
 
 def matrix(picture: data.Pixels) -> np.ndarray:
@@ -62,35 +62,20 @@ class Crops(IterableDataset[Batch]):
     def batch(self, rng: np.random.Generator, side: int, step: float | None = None) -> Batch:
         count = CROPS[side]
         large = [i for i, picture in enumerate(self.pictures) if min(picture.shape[:2]) >= side]
-        weights = np.array([min(self.pictures[i].size / 3, 8e5) ** 0.5 for i in large])
-        crops, matrices = zip(
-            *(self._crop(rng, int(i), side) for i in rng.choice(large, count, p=weights / weights.sum())), strict=True
-        )
+        drawn = rng.choice(large, count, p=data.chances([self.pictures[i] for i in large]))
+        crops = np.stack([data.crop(self.pictures[i], rng, side, SHRUNK) for i in drawn])
+        grey = (crops == crops[..., :1]).all((1, 2, 3))
+        matrices = np.where(grey[:, None, None], COLOUR.numpy(), np.stack([self.matrices[i] for i in drawn]))
         wide = rng.random(count) < 0.12
         octaves = np.where(wide, rng.uniform(1, 8.7, count), rng.uniform(math.log2(6), math.log2(280), count))
         steps = np.full(count, step) if step else np.exp2(octaves)
-        shares = np.where((rng.random(count) < SHARED) | bool(step), SHARE, 0)
+        shares = np.where((rng.random(count) < SHARED) | bool(step), wavelet._SHARES[0], 0)
         return Batch(
-            torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous(),
-            torch.from_numpy(np.stack(matrices)).float(),
+            torch.from_numpy(crops).permute(0, 3, 1, 2).contiguous(),
+            torch.from_numpy(matrices).float(),
             torch.from_numpy((steps * STEP_UNIT).round().astype(np.int64)),
             torch.from_numpy(shares).float(),
         )
-
-    def _crop(self, rng: np.random.Generator, i: int, side: int) -> tuple[data.Pixels, np.ndarray]:
-        """As lic.training.data.crops."""
-        picture = self.pictures[i]
-        largest = min(picture.shape[:2]) / side
-        shrink = min(rng.uniform(1.15, 2.4), largest) if rng.random() < SHRUNK else 1.0
-        crop = data._crop(picture, rng, int(side * shrink))
-        if shrink > 1:
-            crop = np.asarray(Image.fromarray(crop).resize((side, side), Image.Resampling.LANCZOS))
-        crop = np.rot90(crop, int(rng.integers(4)))
-        if rng.random() < 0.5:
-            crop = crop[:, ::-1]
-        if rng.random() < GREY:
-            return crop[..., 1:2].repeat(3, 2), COLOUR.numpy()
-        return crop, self.matrices[i]
 
 
 def decibels(losses: Losses) -> Tensor:

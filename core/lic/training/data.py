@@ -92,22 +92,30 @@ def _crop(picture: Pixels, rng: np.random.Generator, side: int) -> Pixels:
     return picture[y : y + side, x : x + side]
 
 
-def crops(pictures: list[Pixels], rng: np.random.Generator, count: int, side: int, shrunk: float = 0.5) -> torch.Tensor:
-    """Random crops, turned, mirrored, a share of them shrunk, a few grey: (count, 3, side, side) float32, 0..255.
-
-    A picture is drawn with the square root of its pixels (at most 800 000) as weight. Shrinking, 1.2 to 2.4 times where
-    the picture is large enough, takes away what an earlier compression left.
-    """
+def chances(pictures: list[Pixels]) -> NDArray[np.float64]:
+    """How often each picture is drawn: with the square root of its pixels (at most 800 000) as weight."""
     weights = np.array([min(p.size / 3, 8e5) ** 0.5 for p in pictures])
-    out = []
-    for i in rng.choice(len(pictures), count, p=weights / weights.sum()):
-        largest = min(pictures[i].shape[:2]) / side
-        shrink = min(rng.uniform(1.2, 2.4), largest) if rng.random() < shrunk else 1.0
-        crop = _crop(pictures[i], rng, int(side * shrink))
-        if shrink > 1:
-            crop = np.asarray(Image.fromarray(crop).resize((side, side), Image.Resampling.LANCZOS))
-        crop = np.rot90(crop, int(rng.integers(4)))
-        if rng.random() < _GREY:
-            crop = crop[..., 1:2].repeat(3, 2)
-        out.append(crop[:, ::-1] if rng.random() < 0.5 else crop)
+    return weights / weights.sum()
+
+
+def crop(picture: Pixels, rng: np.random.Generator, side: int, shrunk: float) -> Pixels:
+    """A random crop (side, side, 3), turned, mirrored, perhaps shrunk, rarely grey; shrunk is how likely that is.
+
+    Shrinking, 1.2 to 2.4 times where the picture is large enough, takes away what an earlier compression left.
+    """
+    largest = min(picture.shape[:2]) / side
+    shrink = min(rng.uniform(1.2, 2.4), largest) if rng.random() < shrunk else 1.0
+    crop = _crop(picture, rng, int(side * shrink))
+    if shrink > 1:
+        crop = np.asarray(Image.fromarray(crop).resize((side, side), Image.Resampling.LANCZOS))
+    crop = np.rot90(crop, int(rng.integers(4)))
+    if rng.random() < _GREY:
+        crop = crop[..., 1:2].repeat(3, 2)
+    return crop[:, ::-1] if rng.random() < 0.5 else crop
+
+
+def crops(pictures: list[Pixels], rng: np.random.Generator, count: int, side: int, shrunk: float = 0.5) -> torch.Tensor:
+    """Random crops, each as `crop` has it: (count, 3, side, side) float32, 0..255."""
+    drawn = rng.choice(len(pictures), count, p=chances(pictures))
+    out = [crop(pictures[i], rng, side, shrunk) for i in drawn]
     return torch.from_numpy(np.stack(out)).permute(0, 3, 1, 2).float()
