@@ -1,12 +1,14 @@
 """Symbols <-> bytes over constriction's range coder, from integer probability tables.
 
 A symbol is an integer; its table is chosen by index. Symbols are coded grouped by table: all those of one table are a
-single vectorised call. Whatever lies outside a table is escaped: the table's entry 0, then an Exp-Golomb code.
+single vectorised call, or some few. Whatever lies outside a table is escaped: the table's entry 0, then an Exp-Golomb
+code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import constriction
 import numpy as np
@@ -38,6 +40,74 @@ class Table:
         """The cost of each entry, the escape (without its number) first."""
         return (PRECISION - np.log2(self.frequencies)).astype(np.float32)
 
+    def put(self, entries: NDArray[np.int32], encode: Callable[..., None]) -> None:
+        """Entries (n,), with encode(entries, model)."""
+        encode(entries, self.model)
+
+    def take(self, count: int, decode: Callable[..., NDArray[np.int32]]) -> NDArray[np.int32]:
+        """The inverse, with decode(count, model)."""
+        return decode(count, self.model)
+
+
+class SparseTable(Table):
+    """A table whose integers are nearly all zero. Where there are many of them, they come in blocks: whether each block
+    has others than zeros; where the first of these are; they themselves; and, one by one, what follows them in their
+    blocks, and what is left over by the blocks. This takes as many bits, and less time.
+    """
+
+    def __init__(self, first: int, frequencies: Sequence[int] | NDArray[np.integer]):
+        super().__init__(first, frequencies)
+        self._zero = 1 - first  # the entry
+        chance = int(self.frequencies[self._zero])
+        self._chances = [chance]  # that blocks of 1, 2, 4, ... are zeros, as frequencies; as long as most blocks are
+        while (chance := chance * chance >> PRECISION) > 0.9 * 2**PRECISION:
+            self._chances.append(chance)
+        others = self.frequencies.astype(np.float64)
+        others[self._zero] = 1
+        self._others = Table(first, integer_frequencies(others)).model
+
+    def _blocks(self, count: int) -> tuple[int, Any] | None:
+        """The size of the blocks of so many integers, and the model of whether they have others than zeros; nothing
+        where blocks wouldn't save time."""
+        if count < 1024 or len(self._chances) < 4:
+            return None
+        size = min(len(self._chances) - 1, (2 * count).bit_length() // 2)  # blocks and rest are fewest at the root
+        zeros = self._chances[size]
+        frequencies = np.array([zeros, 2**PRECISION - zeros]) / 2.0**PRECISION
+        return 1 << size, constriction.stream.model.Categorical(frequencies, perfect=False)
+
+    def put(self, entries: NDArray[np.int32], encode: Callable[..., None]) -> None:
+        if not (blocked := self._blocks(len(entries))):
+            super().put(entries, encode)
+            return
+        size, model = blocked
+        whole = len(entries) // size * size
+        blocks = entries[:whole].reshape(-1, size)
+        others = blocks != self._zero
+        hit = others.any(1)
+        encode(hit.astype(np.int32), model)
+        blocks, places = blocks[hit], others[hit].argmax(1)
+        encode(places.astype(np.int32), constriction.stream.model.Uniform(size))
+        encode(blocks[np.arange(len(blocks)), places], self._others)
+        after = np.arange(size) > places[:, None]
+        encode(np.concatenate([blocks[after], entries[whole:]]), self.model)
+
+    def take(self, count: int, decode: Callable[..., NDArray[np.int32]]) -> NDArray[np.int32]:
+        if not (blocked := self._blocks(count)):
+            return super().take(count, decode)
+        size, model = blocked
+        whole = count // size * size
+        hit = np.flatnonzero(decode(whole // size, model))
+        places = decode(len(hit), constriction.stream.model.Uniform(size))
+        entries = np.full(count, self._zero, np.int32)
+        blocks = entries[:whole].reshape(-1, size)
+        blocks[hit, places] = decode(len(hit), self._others)
+        rows, columns = np.nonzero(np.arange(size) > places[:, None])
+        rest = decode(len(rows) + count - whole, self.model)
+        blocks[hit[rows], columns] = rest[: len(rows)]
+        entries[whole:] = rest[len(rows) :]
+        return entries
+
 
 def integer_frequencies(probabilities: NDArray[np.floating]) -> NDArray[np.int64]:
     """Probabilities (any positive weights) -> frequencies of at least 1 that sum to 2**PRECISION."""
@@ -53,7 +123,8 @@ def _groups(tables: NDArray[np.integer]) -> tuple[NDArray[np.intp], list[tuple[i
     order = np.argsort(tables.astype(np.int16), kind="stable")  # a radix sort
     counts = np.bincount(tables)
     ends = np.cumsum(counts)
-    return order, [(i, slice(ends[i] - counts[i], ends[i])) for i in np.flatnonzero(counts).tolist()]
+    spans = zip((ends - counts).tolist(), ends.tolist(), strict=True)
+    return order, [(i, slice(*span)) for i, span in enumerate(spans) if counts[i]]
 
 
 class Encoder:
@@ -70,7 +141,7 @@ class Encoder:
         order, groups = _groups(tables)
         entries = np.where(outside, 0, symbols + 1).astype(np.int32)[order]
         for index, group in groups:
-            self._coder.encode(entries[group], family[index].model)
+            family[index].put(entries[group], self._coder.encode)
         for i in order[outside[order]].tolist():
             self._escape(int(symbols[i]), int(size[i]))
 
@@ -134,7 +205,7 @@ class Decoder:
         order, groups = _groups(tables)
         symbols = np.empty(len(tables), np.int32)
         for index, group in groups:
-            symbols[group] = self._take(group.stop - group.start, family[index].model)
+            symbols[group] = family[index].take(group.stop - group.start, self._take)
         escaped = np.flatnonzero(symbols == 0)
         for index, group in groups:
             symbols[group] += family[index].first - 1
@@ -183,7 +254,7 @@ class Decoder:
         """The next integers (count,) of 0..size-1, all equally likely."""
         return self._take(count, constriction.stream.model.Uniform(size))
 
-    def _take(self, parameters: int | NDArray[np.float64], model: object) -> NDArray[np.int32]:
+    def _take(self, parameters: int | NDArray[np.float64], model: Any) -> NDArray[np.int32]:
         """As many symbols as told, or one for each row of frequencies."""
         try:
             symbols = self._coder.decode(model, parameters)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lic.entropy import PRECISION, Decoder, Encoder, Table, integer_frequencies
+from lic.entropy import PRECISION, Decoder, Encoder, SparseTable, Table, integer_frequencies
 from lic.errors import FormatError
 
 FAMILY = [
@@ -42,6 +42,67 @@ def test_the_size_is_the_information():
     encoder.encode_shared(entries - 1 + table.first, table)
     information = table.bits()[entries].sum() / 8
     assert information <= len(encoder.bytes()) + 1 <= information * 1.001 + 10
+
+
+@given(
+    st.integers(0, 5000),
+    st.integers(1, 22).map(lambda k: 2.0**-k),  # the chance that the table gives to others than zero
+    st.sampled_from([0, 1e-4, 1e-2, 0.5, 1]),  # and how many there are
+    st.integers(0, 2**32 - 1),
+)
+def test_sparse_integers_come_back_and_cost_what_their_table_says(count, chance, others, seed):
+    frequencies = integer_frequencies(np.array([0.01, 0.2, 0.3, 1 / chance, 0.3, 0.1]))
+    plain, sparse = Table(-2, frequencies), SparseTable(-2, frequencies)
+    rng = np.random.default_rng(seed)
+    values = np.where(rng.random(count) < others, rng.integers(-9, 10, count), 0)
+    encoders = Encoder(), Encoder()
+    for encoder, table in zip(encoders, (plain, sparse), strict=True):
+        encoder.encode_shared(values, table)
+    assert np.array_equal(Decoder(encoders[1].bytes()).decode_shared(count, sparse), values)
+    sizes = [len(encoder.bytes()) for encoder in encoders]
+    assert sizes[1] <= sizes[0] * 1.01 + 8
+
+
+def test_sparse_integers_are_laid_out_as_the_format_says():
+    """1100 of them, the frequency of zero 2^24 (1 - 2^-9): blocks of 2^5, 34 of them, and a rest of 12."""
+    frequencies = np.array([2**10, 2**14, 2**24 - 2**15, 2**14 - 2**10])  # of the escape, -1, 0, 1
+    values = np.zeros(1100, np.int64)
+    values[[70, 90, 1000, 1095]] = 1, -1, -1, 1  # in block 2, twice, in block 31, and in the rest
+    encoder, expected = Encoder(), Encoder()
+    encoder.encode_shared(values, SparseTable(-1, frequencies))
+    chance = int(frequencies[2])
+    for _ in range(5):
+        chance = chance**2 >> 24
+    others = integer_frequencies(np.array([2**10, 2**14, 1, 2**14 - 2**10]))
+    flags = np.tile([chance, 2**24 - chance], (34, 1)).astype(float)
+    expected.entries(np.isin(np.arange(34), (2, 31)).astype(int), flags)
+    expected.uniform([70 - 64, 1000 - 992], 32)
+    expected.encode_shared(np.array([1, -1]), Table(-1, others))
+    rest = np.concatenate([values[71:96], values[1001:1024], values[1088:]])
+    expected.encode_shared(rest, Table(-1, frequencies))
+    assert encoder.bytes() == expected.bytes()
+
+
+@given(st.binary(max_size=400), st.booleans())
+def test_arbitrary_bytes_are_no_trouble_for_sparse_tables(data, incomplete):
+    table = SparseTable(-2, integer_frequencies(np.array([1, 1, 1, 999, 1])))
+    with contextlib.suppress(FormatError):
+        assert len(Decoder(data, incomplete).decode_shared(2500, table)) == 2500
+
+
+def test_sparse_data_that_was_cut_off_gives_what_is_sure_and_then_an_error():
+    table = SparseTable(-2, integer_frequencies(np.array([1, 1, 1, 999, 1])))
+    values = (np.random.default_rng(0).random((20, 2000)) < 0.01).astype(int)
+    encoder = Encoder()
+    for row in values:
+        encoder.encode_shared(row, table)
+    decoder = Decoder(encoder.bytes()[: len(encoder.bytes()) // 2], incomplete=True)
+    done = 0
+    with contextlib.suppress(FormatError):
+        for row in values:
+            assert np.array_equal(decoder.decode_shared(2000, table), row)
+            done += 1
+    assert 8 <= done <= 10
 
 
 def test_frequencies_of_each_symbol_s_own():

@@ -198,6 +198,12 @@ def test_parts_can_be_trained_alone(tmp_path, part):
     assert changed == (set(part) or {"convolution", "other"})
 
 
+def test_a_part_that_this_command_does_not_train(tmp_path):
+    networks = wavelet.WaveletCodec.trainable()
+    with pytest.raises(LicError, match="does not train visual_filter"):
+        loop.Run(networks, tmp_path, options(part=["visual_filter"]), CPU)
+
+
 def test_a_part_that_is_not_there(tmp_path):
     with pytest.raises(LicError, match="no part 'filter', but convolution"):
         loop.train(Toy(), PICTURES, tmp_path, options(part=["filter"]), CPU)
@@ -239,7 +245,7 @@ def test_the_command_trains_exports_and_starts_from_weights(folder, tmp_path, mo
 
 def test_torchrun_trains_a_model_in_two_processes(folder, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "lic", "train", "wavelet"]
-    command += ["--data", folder, "--folder", tmp_path / "run", "--steps", "1", "--batch", "1", "--side", "64"]
+    command += ["--data", folder, "--folder", tmp_path / "run", "--steps", "2", "--batch", "1", "--side", "64"]
     subprocess.run(command, check=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert (tmp_path / "run" / "checkpoint.pt").exists()
 

@@ -7,6 +7,7 @@ without a GPU a C++ compiler makes one for tests.
 from __future__ import annotations
 
 import ctypes
+import math
 import subprocess
 import tempfile
 from functools import lru_cache, partial
@@ -15,14 +16,15 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from perceptual import ms_ssim, ssimulacra2
 from torch import Tensor, nn
 
-from lic.layers import coefficients, lifting, tiles, trellis
+from lic.layers import coefficients, lifting, tiles, trellis, visibility
 from lic.layers.amounts import _RIDGE, CORRECTIONS, unfolded
 from lic.layers.band_prior import LEVELS, STEP_UNIT, Pass, walk
-from lic.layers.coefficients import logistic_bits
+from lic.layers.coefficients import logistic_bits, scaled
 from lic.layers.integer import Scale, TrainableConv2d
-from lic.models.wavelet import _TRAINING_LAGRANGIAN, Networks
+from lic.models.wavelet import _TRAINING_LAGRANGIAN, WEIGHTING, Networks
 
 _PATH = 512  # coefficients, also those that aren't in the trellis
 _MARGIN = 16  # pixels at a crop's border that the filter's loss leaves out
@@ -41,13 +43,15 @@ def _kernels() -> ctypes.CDLL:
         "SCALE_OFFSET": round(coefficients._NARROWEST * coefficients._SCALES_PER_E * 256) + 128,
         "BEFORE_VALUES": str(before).translate(str.maketrans("[]", "{}", " ")),
     }  # fmt: skip
-    nvcc = ["nvcc", "-O3", "-arch=native", "--fmad=false", "-Xcompiler", "-fPIC"]
+    nvcc = ["nvcc", "-O3", "-arch=native", "--fmad=false", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC"]
     plain = ["g++", "-O2", "-ffp-contract=off", "-fPIC", "-x", "c++", "-DCPU"]
-    command = [*(nvcc if torch.cuda.is_available() else plain), *(f"-D{k}={v}" for k, v in constants.items())]
     source = Path(__file__).parent / "kernels.cu"
     with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "kernels.so"
-        subprocess.run([*command, "-shared", str(source), "-o", str(library)], check=True)
+        library, header = Path(folder) / "kernels.so", Path(folder) / "constants.h"
+        header.write_text("".join(f"#define {name} {value}\n" for name, value in constants.items()))
+        compiler = nvcc if torch.cuda.is_available() else plain
+        command = [*compiler, "-include", str(header), "-shared", str(source), "-o", str(library)]
+        subprocess.run(command, check=True)
         return ctypes.CDLL(str(library))
 
 
@@ -185,26 +189,18 @@ class Parameters:
             self.use(self.values)
 
     @torch.no_grad()
-    def settle(self) -> None:
-        """Go on from the average, Adam from nothing."""
-        for kind, average in enumerate(self.average):
-            self.values[kind].copy_(average)
-            self._first[kind].zero_()
-            self._second[kind].zero_()
-        self.steps = 0
-        self.use(self.values)
-
-    @torch.no_grad()
     def write_back(self) -> None:
-        """Into the networks' own parameters, which the rest of lic knows."""
-        for m, (weight, bias) in zip(self._all, self._split(self.values), strict=True):
+        """The average into the networks' own parameters, which the rest of lic knows."""
+        for m, (weight, bias) in zip(self._all, self._split(self.average), strict=True):
             m.weight.copy_(weight.permute(0, 3, 1, 2))
             m.bias.copy_(bias)
 
 
 class Batch(NamedTuple):
     """pixels (N, 3, side, side) uint8, matrices (N, 3, 3) of the planes, steps (N,) int64 in 1 / STEP_UNIT, and the
-    share (N,) of the post-filter's first correction that isn't coded."""
+    share (N,) of the post-filter's first correction that isn't coded.
+
+    The first of them are coded for tune="psnr", the others for tune="visual"."""
 
     pixels: Tensor
     matrices: Tensor
@@ -212,60 +208,109 @@ class Batch(NamedTuple):
     shares: Tensor
 
 
+class Seen(NamedTuple):
+    """Of each picture for tune="visual": how near the filter brings it, and the share of the squared error that it
+    leaves."""
+
+    ssimulacra2: Tensor
+    ms_ssim: Tensor
+    left: Tensor
+
+
 class Losses(NamedTuple):
-    """Of each picture (N,): bits per pixel, and squared errors in squared steps before the filter, after its first
-    correction, and after the best amounts of all."""
+    """Of each picture (N,): bits per pixel. Of those for tune="psnr": squared errors, in squared steps, before the
+    filter, after its first correction, and after the best amounts of all. And what is seen of the others, if any."""
 
     bits: Tensor
     before: Tensor
     plain: Tensor
     best: Tensor
+    seen: Seen | None
+
+
+class _Finer:
+    """By how many quarters of an octave steps are smaller than the pictures', of which the first have plain ones."""
+
+    def __init__(self, steps: Tensor, plain: int):
+        self._steps = steps.int().view(-1, 1, 1, 1)
+        self._plain = plain
+        self._low: Tensor | None = None
+
+    def of(self, this: Pass) -> Tensor:
+        """(N, channels, h/2, w/2) int32."""
+        if self._low is not this.low:
+            self._low = this.low
+            self._quarters = visibility.finer(this.low, self._steps, this.level) + WEIGHTING["visual"][this.level - 1]
+            self._quarters[: self._plain] = 0
+        return this.positions(self._quarters).repeat_interleave(this.channels // 3, 1)
+
+
+def _times(matrices: Tensor, planes: Tensor) -> Tensor:
+    """Matrices (N, 3, 3) times each pixel of planes (N, 3, H, W)."""
+    return torch.stack([(matrices[:, i, :, None, None] * planes).sum(1) for i in range(3)], 1)
 
 
 class Coder:
-    """Codes batches as lic.models.wavelet does; the points follow what it codes, and entries says how often each table
-    has each symbol."""
+    """Codes batches as lic.models.wavelet does; the points follow what it codes."""
 
     def __init__(self, networks: Networks, device: torch.device):
         self.networks = networks
         self.prices = trellis.logistic_costs().to(device).contiguous()  # of symbols, see `trellis.Prices`
         self.points = networks.points.float().to(device)
         self._sums, self._counts = torch.zeros(2, trellis.POINTS, device=device)
-        self.entries = torch.zeros(2 * trellis.TABLES, 2 * trellis.REACH + 2, device=device)
         self._eye = torch.eye(CORRECTIONS, device=device)
 
-    def losses(self, batch: Batch, prior_learns: bool = True) -> Losses:
+    def losses(self, batch: Batch, plain: int) -> Losses:
+        """plain: how many of the pictures are coded for tune="psnr"."""
         side = batch.pixels.shape[2]
+        visual = len(batch.steps) - plain
+        filters = (plain, self.networks.post_filter), (visual, self.networks.visual_filter)
         with torch.no_grad():
             scales = STEP_UNIT / batch.steps.float().view(-1, 1, 1, 1)
             pixels = batch.pixels.float() - 128
-            planes = torch.stack([(batch.matrices[:, i, :, None, None] * pixels).sum(1) for i in range(3)], 1) * scales
-            draft = self._coded(planes, batch.steps, None)
-            added = unfolded(self.networks.post_filter(draft, batch.steps)[:, 0])[..., :side, :side]
+            planes = _times(batch.matrices, pixels) * scales
+            draft = self._coded(planes, batch.steps, plain, None)
+            parts = zip(*(x.split([plain, visual]) for x in (draft, batch.steps)), filters, strict=True)
+            added = torch.cat([unfolded(network(*part)[:, 0]) for *part, (count, network) in parts if count])
         bits: list[Tensor] = []
-        with torch.set_grad_enabled(prior_learns and torch.is_grad_enabled()):
-            picture = self._coded(planes - batch.shares.view(-1, 1, 1, 1) * added, batch.steps, bits)
+        picture = self._coded(planes - batch.shares.view(-1, 1, 1, 1) * added, batch.steps, plain, bits)
         inside = (..., slice(_MARGIN, side - _MARGIN), slice(_MARGIN, side - _MARGIN))
-        error = (planes - picture / 2**lifting.FRACTION)[inside]
-        corrections = unfolded(self.networks.post_filter(picture, batch.steps))[inside]
+        error = (planes[:plain] - picture[:plain] / 2**lifting.FRACTION)[inside]
+        corrections = unfolded(self.networks.post_filter(picture[:plain], batch.steps[:plain]))[inside]
         best = (self._amounts(corrections.detach(), error) * corrections).sum(1)
         squared = (x.square().mean((1, 2, 3)) for x in (error, error - corrections[:, 0], error - best))
-        return Losses(torch.stack(bits).sum(0), *squared)
+        seen = self._seen(Batch(*(x[plain:] for x in batch)), picture[plain:], inside) if visual else None
+        return Losses(torch.stack(bits).sum(0), *squared, seen)
 
-    def _coded(self, planes: Tensor, steps: Tensor, bits: list[Tensor] | None) -> Tensor:
+    def _seen(self, batch: Batch, picture: Tensor, inside: tuple[Any, ...]) -> Seen:
+        correction = unfolded(self.networks.visual_filter(picture, batch.steps)[:, 0]).float()
+        planes = picture[inside] / 2**lifting.FRACTION
+        real_steps = (batch.steps.float() / STEP_UNIT).view(-1, 1, 1, 1)
+        # The rows of a matrix of the planes are orthonormal but for what the columns, the colours, are multiplied by.
+        inverse = (batch.matrices / batch.matrices.square().sum(1, keepdim=True)).transpose(1, 2)
+        original = batch.pixels[inside].float()
+        before, after = (_times(inverse, x * real_steps) + 128 for x in (planes, planes + correction[inside]))
+        left, whole = ((original - x).square().mean((1, 2, 3)) for x in (after, before))
+        return Seen(ssimulacra2(original, after), ms_ssim(original, after), left / (whole + 1e-9))
+
+    def _coded(self, planes: Tensor, steps: Tensor, plain: int, bits: list[Tensor] | None) -> Tensor:
         """What planes in steps are decoded as, bits per pixel of each pass going to a list; or a draft, without one."""
         low, bands = lifting.analyse(planes, LEVELS)
         side = planes.shape[2]
+        fineness = _Finer(steps, plain)
 
         def code(this: Pass, mean: Tensor, log_scale: Tensor) -> Tensor:
-            given = [x.detach().float().contiguous() for x in (this.of(bands), mean, log_scale)]
+            finer = fineness.of(this)
+            factor = torch.exp2(finer / 4)
+            of_scale = log_scale + finer * (math.log(2) / 12)
+            given = [x.detach().float().contiguous() for x in (this.of(bands) * factor, mean * factor, of_scale)]
             c, n = given[0], given[0].numel()
             given += [self.prices, self.points]
             empty = partial(torch.empty, device=c.device)
             value = empty(c.shape, dtype=torch.int32)
             if bits is None:
                 _launch("draft", *given, _TRAINING_LAGRANGIAN, value, n)
-                return value
+                return scaled(value, -finer)
             paths = max(1, n // _PATH)
             kept = [
                 empty(4, n),
@@ -274,10 +319,11 @@ class Coder:
                 empty(n, dtype=torch.uint8),
             ]
             lower, upper = torch.empty_like(c), torch.empty_like(c)
-            found = self._sums, self._counts, self.entries
+            found = self._sums, self._counts
             _launch("quantise", *given, _TRAINING_LAGRANGIAN, *kept, value, lower, upper, *found, paths, n)
-            bits.append(logistic_bits(lower, upper, mean, log_scale).sum((1, 2, 3)) / side**2)
-            return value
+            costs = logistic_bits(lower / factor, upper / factor, mean, log_scale)
+            bits.append(costs.sum((1, 2, 3)) / side**2)
+            return scaled(value, -finer)
 
         start = low.round().int() << lifting.FRACTION
         return walk(self.networks.priors, start, side, side, steps, code, tiles.plan(side, side, LEVELS))
@@ -301,12 +347,3 @@ class Coder:
             rows = rows - rows[:, :, :, i : i + 1] * row * (1 - self._eye[i][:, None])
         amounts = rows[..., -1] / torch.diagonal(rows[..., :-1], dim1=2, dim2=3)
         return amounts.transpose(1, 2)[..., None, None]
-
-    def tables(self) -> Tensor:
-        """Prices by the symbols that were counted, as `trellis.Counts` has them; of broad tables, by logistics."""
-        logistic = torch.exp2(-trellis.logistic_costs().to(self.entries.device))
-        escape = (1 - logistic.sum(1, keepdim=True)).clamp_min(1e-7)
-        counts = self.entries + coefficients.Calibration.BELIEF * torch.cat([escape, logistic], 1)
-        prices = -torch.log2(counts[:, 1:] / counts.sum(1, keepdim=True))
-        broad = torch.arange(len(prices), device=prices.device) % trellis.TABLES >= trellis.BROAD * coefficients.MEANS
-        return torch.where(broad[:, None], -torch.log2(logistic), prices).contiguous()

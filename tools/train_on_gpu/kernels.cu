@@ -1,5 +1,5 @@
 // The trellis and requantisation for training `wavelet` on a GPU: lic.layers.trellis and lic.layers.integer are the
-// definitions. Constants come from there (-D, see device.py). With -DCPU a plain C++ compiler makes a slow one for tests.
+// definitions. Constants come from there (see device.py). With -DCPU a plain C++ compiler makes a slow one for tests.
 #include <cmath>
 #include <cstring>
 
@@ -129,6 +129,7 @@ constexpr unsigned long long packed(int way, int what) {  // four bits a state
 
 KERNEL(k_path, const float* cost, unsigned short* ways, unsigned char* choice, int n, int paths) {
   BEGIN(paths)
+  constexpr unsigned long long from[2] = {packed(0, 0), packed(1, 0)}, by[2] = {packed(0, 1), packed(1, 1)};
   float totals[STATES];
 #pragma unroll
   for (int state = 0; state < STATES; state++) totals[state] = state ? INFINITY : 0;
@@ -138,8 +139,8 @@ KERNEL(k_path, const float* cost, unsigned short* ways, unsigned char* choice, i
     unsigned second = 0;
 #pragma unroll
     for (int state = 0; state < STATES; state++) {
-      float one = totals[BEFORE[0][0][state]] + costs[BEFORE[0][1][state]];
-      float two = totals[BEFORE[1][0][state]] + costs[BEFORE[1][1][state]];
+      float one = totals[from[0] >> 4 * state & 15] + costs[by[0] >> 4 * state & 15];
+      float two = totals[from[1] >> 4 * state & 15] + costs[by[1] >> 4 * state & 15];
       after[state] = two < one ? two : one;
       second |= (unsigned)(two < one) << state;
     }
@@ -156,7 +157,6 @@ KERNEL(k_path, const float* cost, unsigned short* ways, unsigned char* choice, i
       last = state;
     }
   }
-  constexpr unsigned long long from[2] = {packed(0, 0), packed(1, 0)}, by[2] = {packed(0, 1), packed(1, 1)};
   for (int at = i + (n - 1 - i) / paths * paths; at >= 0; at -= paths) {
     if (cost[at] < 0) {
       choice[at] = NOT_IN_TRELLIS;
@@ -169,10 +169,9 @@ KERNEL(k_path, const float* cost, unsigned short* ways, unsigned char* choice, i
 }
 
 // What was chosen: values, the ends of their cells, and every fourth coefficient's share of what moves the points
-// (trellis.Centroids) and of how often each table (2 * TABLES, 2 * REACH + 2) has an escape and -REACH..REACH.
+// (trellis.Centroids).
 KERNEL(k_chosen, const float* c, const float* mean, const float* log_scale, const float* points, const short* symbol,
-       const unsigned char* choice, int* value, float* lower, float* upper, float* sums, float* counts, float* entries,
-       int n) {
+       const unsigned char* choice, int* value, float* lower, float* upper, float* sums, float* counts, int n) {
   BEGIN(n)
   Expected e = Expected::of(mean[i], log_scale[i]);
   int chosen = choice[i] == NOT_IN_TRELLIS ? 0 : choice[i], quantiser = chosen >> 1, s = symbol[chosen * n + i];
@@ -188,7 +187,6 @@ KERNEL(k_chosen, const float* c, const float* mean, const float* log_scale, cons
   int at = point_index(e, s, quantiser);
   ADD(sums + at, (Expected::position(c[i], e) - position_of(s, quantiser)) * e.unit);
   ADD(counts + at, 1.0f);
-  ADD(entries + (e.table + TABLES * quantiser) * (2 * REACH + 2) + (abs(s) > REACH ? 0 : s + REACH + 1), 1.0f);
 }
 
 // (sums + bias) * factor, rounded and limited; channels last.
@@ -215,12 +213,12 @@ void draft(void* stream, const float* c, const float* mean, const float* log_sca
 
 void quantise(void* stream, const float* c, const float* mean, const float* log_scale, const float* bits,
               const float* points, float lagrangian, float* cost, short* symbol, unsigned short* ways,
-              unsigned char* choice, int* value, float* lower, float* upper, float* sums, float* counts, float* entries,
-              int paths, int n) {
+              unsigned char* choice, int* value, float* lower, float* upper, float* sums, float* counts, int paths,
+              int n) {
   Prices p = {bits, points, lagrangian};
   LAUNCH(k_choices, n, 256, c, mean, log_scale, p, cost, symbol, n);
   LAUNCH(k_path, paths, 32, cost, ways, choice, n, paths);
-  LAUNCH(k_chosen, n, 256, c, mean, log_scale, points, symbol, choice, value, lower, upper, sums, counts, entries, n);
+  LAUNCH(k_chosen, n, 256, c, mean, log_scale, points, symbol, choice, value, lower, upper, sums, counts, n);
 }
 
 void requantise(void* stream, const bfloat* sums, const float* bias, const float* factor, bfloat* out,

@@ -38,14 +38,14 @@ class Amounts:
         return Amounts(_USUAL.repeat(channels, 1), _LARGEST)
 
     def mixed(self, corrections: Tensor, area: Area) -> Tensor:
-        """corrections (1, CORRECTIONS, 12, h/2, w/2) in steps, folded, of an area of the picture with an even corner ->
+        """The first corrections (1, k, 12, h/2, w/2) in steps, folded, of an area of the picture with an even corner ->
         what is to be added to it, (1, 3, h, w) int32 in 1/64 steps."""
         side = _BLOCK << self.size
         sums = torch.zeros_like(corrections[:, 0], dtype=torch.int32)
         for block in area.blocks(side):
             here = block.coarser().within(area.coarser())
             amounts = self.numbers[..., block.top // side, block.left // side]
-            for amount, correction in zip(amounts, corrections[0], strict=True):
+            for amount, correction in zip(amounts, corrections[0], strict=False):
                 if amount.any():
                     factors = F.pad(amount, (0, 3 - len(amount))).repeat(4).view(-1, 1, 1).to(sums.device)
                     sums[0][here] += (correction[here] * 64).round_().int() * factors

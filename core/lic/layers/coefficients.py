@@ -54,7 +54,7 @@ SCALE_STEPS = [math.exp(index / _SCALES_PER_E - _NARROWEST) for index in range(S
 
 _QUARTER = round(math.log(2) / 4 * _SCALES_PER_E * 256)
 _FACTOR_BITS = 12
-_FARTHEST = 20  # quarters of an octave that steps are finer or coarser by: 16 by level, 4 by place
+_FARTHEST = 22  # quarters of an octave that steps are finer or coarser by: 16 by level, up to 6 by place
 
 
 @lru_cache

@@ -23,17 +23,17 @@ ALIGNED = 2  # what the corner of a picture's part has to be a multiple of, to b
 class PostFilter(nn.Module):
     """The picture folded into channels, and the step -> residual blocks -> corrections, in units of the step."""
 
-    def __init__(self, conv: type[Convolution], channels: int = 64, blocks: int = 3):
+    def __init__(self, conv: type[Convolution], channels: int = 64, blocks: int = 3, corrections: int = CORRECTIONS):
         super().__init__()
         self.form = conv.form
         self.reach = 2 * (2 * blocks + 2)  # how far from a pixel what decides on it lies
         self.input = conv(2 * 12 + 1, channels, 3, FEATURE, _STREAM)
         self.blocks = nn.Sequential(*[Residual(conv, channels, channels, _STREAM, _HIDDEN) for _ in range(blocks)])
-        self.out = conv(channels, CORRECTIONS * 12, 3, _STREAM, None)
+        self.out = conv(channels, corrections * 12, 3, _STREAM, None)
 
     def forward(self, picture: Tensor, step: Tensor) -> Tensor:
         """picture (N, 3, H, W) int32 in 1 / 2**FRACTION steps, step (N,) int64 in 1 / STEP_UNIT
-        -> (N, CORRECTIONS, 12, H/2, W/2) float32, in steps, sides rounded up, as `unfolded` takes them. The first
+        -> (N, corrections, 12, H/2, W/2) float32, in steps, sides rounded up, as `unfolded` takes them. The first
         correction is what most pictures need."""
         picture = to_multiple(picture, 2)
         halves = (picture * step.int().view(-1, 1, 1, 1) + (1 << 12)) >> 13  # of an 8-bit pixel value
@@ -42,7 +42,7 @@ class PostFilter(nn.Module):
         logarithms = (step_features(step) >> 2).expand(n, 1, h, w)
         features = torch.cat([squares >> 4, logarithms, squares & 15], 1)
         x = self.blocks(self.input(self.form(features, FEATURE)))
-        return self.out(x).unflatten(1, (CORRECTIONS, 12))
+        return self.out(x).unflatten(1, (-1, 12))
 
 
 class Decoded(NamedTuple):

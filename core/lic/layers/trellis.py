@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lic.entropy import PRECISION, Decoder, Encoder, Table, integer_frequencies
+from lic.entropy import PRECISION, Decoder, Encoder, SparseTable, Table, integer_frequencies
 from lic.errors import FormatError
 from lic.layers import lifting
 from lic.layers.coefficients import (
@@ -279,6 +279,8 @@ class Tables:
 
     def __init__(self, shared: list[Table], frequencies: NDArray[np.integer]):
         self.shared = shared
+        sure = [SparseTable(table.first, table.frequencies) for table in shared[:_FIRST_TABLE]]
+        self._of_passes = [*sure, *shared[_FIRST_TABLE:]]
         self._frequencies = np.ascontiguousarray(frequencies[:, _SYMBOLS + REACH + 1], np.float64)  # as entries
         self._by_state = self._frequencies.reshape(2, _NARROW, -1)[_QUANTISERS].reshape(-1, _ENTRIES)
 
@@ -304,7 +306,7 @@ class Tables:
         """Those of a pass, (n,); table is that of quantiser 0."""
         tables, numbers, choices = (x.cpu().numpy() for x in (table, symbols, quantisers))
         narrow = _narrow(tables)
-        encoder.encode(numbers[~narrow], tables[~narrow], self.shared)
+        encoder.encode(numbers[~narrow], tables[~narrow], self._of_passes)
         rows, numbers = _narrow_row(tables[narrow], choices[narrow]), numbers[narrow]
         entries = np.where(numbers > 0, 2 * numbers - 1, -2 * numbers).clip(max=_ESCAPE)
         for start in range(0, len(rows), _AT_ONCE):
@@ -318,7 +320,7 @@ class Tables:
         apart = _narrow(tables)
         narrow, shared, broad = (np.flatnonzero(kind) for kind in (apart, ~apart, _broad(tables)))
         symbols, quantisers = np.zeros_like(tables), np.zeros_like(tables)
-        symbols[shared] = decoder.decode(tables.take(shared), self.shared)
+        symbols[shared] = decoder.decode(tables.take(shared), self._of_passes)
         count = len(narrow) + len(broad)
         width = _width(count)
         states = np.zeros(count + width, np.intp)  # before each coefficient, and `width` further after it

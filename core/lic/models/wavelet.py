@@ -47,8 +47,8 @@ _PRIORS = (4, 3), (8, 5), (12, 5)  # blocks and kernel: of the finest level, the
 
 
 class Networks(nn.Module):
-    """Prior, reconstruction points and post-filter, and how they are trained, together or with `--part` some of them
-    (lic.training.loop.Trainable)."""
+    """Prior, reconstruction points and post-filters, and how they are trained, together or with `--part` some of them
+    (lic.training.loop.Trainable). The filter for tune="visual" stays as it is: tools/train_on_gpu trains it."""
 
     shrunk = 0.5
     points: Tensor
@@ -57,6 +57,9 @@ class Networks(nn.Module):
         super().__init__()
         self.priors = nn.ModuleList([Prior(conv, blocks=blocks, kernel=kernel) for blocks, kernel in _PRIORS])
         self.post_filter = PostFilter(conv)
+        self.visual_filter = PostFilter(conv, corrections=1).requires_grad_(False)
+        for parameter in self.visual_filter.parameters():
+            parameter.zero_()  # adds nothing
         self.register_buffer("points", torch.zeros(trellis.POINTS))
         self._replay = Replay()
 
@@ -235,11 +238,11 @@ def quality_step(quality: float) -> int:
 
 # By how many quarters of an octave each level's step is smaller than the picture's, the finest level first. Equal steps
 # make the least squared error; but eyes, and what models them, see coarse details better.
-WEIGHTING: dict[str, tuple[int, ...]] = {"psnr": (0, 0, 0, 0, 0, 0), "visual": (-3, -1, 0, 1, 2, 2)}
+WEIGHTING: dict[str, tuple[int, ...]] = {"psnr": (0, 0, 0, 0, 0, 0), "visual": (-3, -1, 1, 2, 3, 3)}
 _LARGEST_WEIGHT = 16
 # What red, green and blue are multiplied by, in 1/128. Equal errors of all make the least squared error; but eyes, and
 # what models them, hardly see those of blue.
-CONTRASTS: dict[str, tuple[int, ...]] = {"psnr": (128, 128, 128), "visual": (90, 128, 64)}
+CONTRASTS: dict[str, tuple[int, ...]] = {"psnr": (128, 128, 128), "visual": (90, 128, 80)}
 _LEAST_CONTRAST = 64
 _WEIGHTED, _TURNED, _CONTRASTED, _MASKED = 1, 2, 4, 8  # the header's flags
 
@@ -292,7 +295,7 @@ class _Finer:
             return weight
         if self._low is not this.low:
             self._low, self._quarters = this.low, visibility.finer(this.low, self._header.step, this.level) + weight
-        return inside.take(this.positions(self._quarters).expand(-1, this.channels, -1, -1))
+        return inside.take(this.positions(self._quarters).repeat_interleave(this.channels // 3, 1))
 
 
 _COLOUR_BITS = 13
@@ -322,6 +325,7 @@ class WaveletCodec:
         networks = Networks(kernel_for(device))
         networks.load_state_dict(tensors)
         self.priors, self.post_filter = networks.to(device).priors, networks.post_filter
+        self.visual_filter = networks.visual_filter
         self.points = networks.points
         self.prices = Prices(self.tables.bits().to(device), self.points, LAGRANGIAN)
 
@@ -343,31 +347,32 @@ class WaveletCodec:
         if settings.effort < MIXING_EFFORT:
             amounts, (_, coded) = Amounts.usual(shape.channels), code(x)
         else:
-            added = self._added(code(x, draft=True)[0], shape, step)
+            added = self._added(code(x, draft=True)[0], shape, header)
 
             def attempt(share: float) -> tuple[float, Amounts, bytes]:
                 picture, coded = code(x - share * added)
-                amounts, cost = self._amounts(x, picture, shape, step)
+                usual = Amounts.usual(shape.channels), 0.0
+                amounts, cost = usual if masked else self._amounts(x, picture, shape, header)
                 return cost + LAGRANGIAN * 8 * len(coded), amounts, coded
 
-            search = settings.effort >= SEARCHING_EFFORT and settings.tune == "psnr"
+            search = settings.effort >= SEARCHING_EFFORT and not masked
             _, amounts, coded = min(map(attempt, _SHARES if search else _SHARES[:1]), key=itemgetter(0))
         return {"amounts": amounts.to_bytes(self.tables.shared), "coefficients": header.to_bytes() + coded}
 
-    def _added(self, picture: Tensor, shape: PlaneShape, step: int) -> Tensor:
+    def _added(self, picture: Tensor, shape: PlaneShape, header: _Header) -> Tensor:
         """The post-filter's first correction of a picture (1, 3, H, W): in steps, float32 of that shape."""
         whole = Area(0, 0, shape.height, shape.width)
         out = torch.empty(picture.shape, device=self.device)
-        for part, around, corrections in self._corrections(picture, whole, whole, step):
+        for part, around, corrections in self._corrections(picture, whole, whole, header):
             out[part.within(whole)] = unfolded(corrections[:, 0])[part.within(around)]
         return out
 
-    def _amounts(self, x: Tensor, picture: Tensor, shape: PlaneShape, step: int) -> tuple[Amounts, float]:
+    def _amounts(self, x: Tensor, picture: Tensor, shape: PlaneShape, header: _Header) -> tuple[Amounts, float]:
         """What suits the picture (1, 3, H, W) that planes x, in steps, are coded as; and the cost of that, see
         `BestAmounts.best`."""
         whole = Area(0, 0, shape.height, shape.width)
         best = BestAmounts(shape.channels, shape.height, shape.width)
-        for part, around, corrections in self._corrections(picture, whole, whole, step):
+        for part, around, corrections in self._corrections(picture, whole, whole, header):
             here = part.within(whole)
             best.add(unfolded(corrections)[part.within(around)], x[here] - picture[here] / 2**lifting.FRACTION, part)
         return best.best(self.tables.shared, LAGRANGIAN)
@@ -404,7 +409,6 @@ class WaveletCodec:
 
     def decompress(self, streams: Streams, shape: PlaneShape, view: View) -> Tensor:
         header, rest = _Header.read(streams["coefficients"])
-        step = header.step
         amounts = Amounts.from_bytes(streams["amounts"], self.tables.shared, shape.channels, shape.height, shape.width)
         reader = BandsReader(rest, shape, self.tables.shared, view.truncated)
         fineness = _Finer(header)
@@ -417,27 +421,31 @@ class WaveletCodec:
             return inside.put(scaled(expected.values(symbols, quantisers, self.points), -finer), mean.shape)
 
         wanted, (height, width) = view.area(shape), tiles.size(shape.height, shape.width, view.halvings)
-        around = wanted if view.halvings else wanted.around(self.post_filter.reach, ALIGNED, height, width)
+        around = wanted if view.halvings else wanted.around(self._filter(header).reach, ALIGNED, height, width)
         plan = tiles.plan(shape.height, shape.width, LEVELS, around, view.halvings)
-        picture = self._walk(reader.low, shape, step, code, plan)
+        picture = self._walk(reader.low, shape, header.step, code, plan)
         covered = plan[-1].area.finer(height, width) if plan else Area(0, 0, *reader.low.shape[1:])
         if view.halvings:
             return _pixels(picture[wanted.within(covered)], shape, header, view.halvings)
         out = torch.empty(shape.channels, wanted.bottom - wanted.top, wanted.right - wanted.left, dtype=torch.int32)
-        for part, around, corrections in self._corrections(picture, wanted, covered, step):
+        for part, around, corrections in self._corrections(picture, wanted, covered, header):
             exact = amounts.mixed(corrections, around)[part.within(around)] << lifting.FRACTION - 6
             out[part.within(wanted)] = _pixels(picture[part.within(covered)] + exact, shape, header)
         return out
 
+    def _filter(self, header: _Header) -> PostFilter:
+        return self.visual_filter if header.masked else self.post_filter
+
     def _corrections(
-        self, picture: Tensor, wanted: Area, covered: Area, step: int
+        self, picture: Tensor, wanted: Area, covered: Area, header: _Header
     ) -> Iterator[tuple[Area, Area, Tensor]]:
         """What the post-filter has for an area of the picture, which covers more: in pieces, to bound the memory. Each
         with an area around it, and the corrections of that."""
-        steps = torch.tensor([step], device=self.device)
+        steps = torch.tensor([header.step], device=self.device)
+        post_filter = self._filter(header)
         for part in wanted.squares(tiles.TILE):
-            around = part.around(self.post_filter.reach, ALIGNED, covered.bottom, covered.right)
-            yield part, around, self.post_filter(picture[around.within(covered)], steps)
+            around = part.around(post_filter.reach, ALIGNED, covered.bottom, covered.right)
+            yield part, around, post_filter(picture[around.within(covered)], steps)
 
     def _walk(self, low: np.ndarray, shape: PlaneShape, step: int, code: Code, plan: list[Level]) -> Tensor:
         """From the low band (C, rows, columns), code a plan's levels; the picture (3, h, w) that they make."""
