@@ -38,11 +38,17 @@ def cards() -> dict[str, ModelCard]:
 
 
 def load(name: str, device: torch.device, weights: str | None = None) -> Codec:
-    """The model with its weights on the device, loaded once."""
+    """The model with its weights on the device, loaded once.
+
+    Raises ModelError where the model isn't installed, hasn't got these weights, or they are not such as it can use.
+    """
     with _lock:
         return _load(name, device, weights)
 
 
 @lru_cache(maxsize=8)
 def _load(name: str, device: torch.device, weights: str | None) -> Codec:
-    return model_class(name)(device, weights)
+    try:
+        return model_class(name)(device, weights)
+    except (KeyError, RuntimeError) as error:  # tensors are missing, or of other shapes
+        raise ModelError(f"model {name!r} can't use its weights {weights or ''}: {error}") from error

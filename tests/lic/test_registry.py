@@ -2,8 +2,15 @@
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import lic
+from lic import registry
+from lic.models import wavelet
 
 MODEL = """
 import torch
@@ -45,6 +52,17 @@ def test_a_model_from_another_package(tmp_path, monkeypatch):
     (metadata / "entry_points.txt").write_text("[lic.models]\nraw = raw_model:Raw\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     subprocess.run([sys.executable, "-c", SCRIPT], check=True)
+
+
+@pytest.mark.parametrize("points", [None, torch.zeros(3)])
+def test_weights_of_another_shape_are_told(tmp_path, monkeypatch, points):
+    tensors = load_file(Path(wavelet.__file__).with_name("wavelet.safetensors"))
+    tensors |= {"points": points} if points is not None else {"other": tensors.pop("points")}
+    save_file(tensors, tmp_path / "wavelet.safetensors")
+    monkeypatch.setattr(wavelet, "__file__", str(tmp_path / "wavelet.py"))
+    registry._load.cache_clear()
+    with pytest.raises(lic.ModelError, match="model 'wavelet' can't use its weights"):
+        registry.load("wavelet", torch.device("cpu"))
 
 
 def test_the_default_model_has_a_card():
