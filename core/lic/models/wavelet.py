@@ -58,8 +58,8 @@ class Networks(nn.Module):
         self.priors = nn.ModuleList([Prior(conv, blocks=blocks, kernel=kernel) for blocks, kernel in _PRIORS])
         self.post_filter = PostFilter(conv)
         self.visual_filter = PostFilter(conv, corrections=1).requires_grad_(False)
-        for parameter in self.visual_filter.parameters():
-            parameter.zero_()  # adds nothing
+        for parameter in self.visual_filter.out.parameters():
+            parameter.zero_()  # it adds nothing yet
         self.register_buffer("points", torch.zeros(trellis.POINTS))
         self._replay = Replay()
 
