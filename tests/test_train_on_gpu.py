@@ -61,8 +61,7 @@ def test_bits_and_errors_are_those_of_lic(device, shipped, batch):
     def finer(this):
         by_place = visibility.finer(this.low, batch.steps.int().view(-1, 1, 1, 1), this.level)
         by_level = levels[:, this.level - 1].view(-1, 1, 1, 1)
-        quarters = this.positions(by_level + by_place * masked.view(-1, 1, 1, 1))
-        return quarters.repeat_interleave(this.channels // 3, 1)
+        return this.of_bands(by_level + by_place * masked.view(-1, 1, 1, 1))
 
     def draft(this, c, mean, log_scale):
         expected = trellis.Expected.of(mean, log_scale, finer(this))

@@ -122,9 +122,10 @@ def _groups(tables: NDArray[np.integer]) -> tuple[NDArray[np.intp], list[tuple[i
     """The positions sorted by table, of which there are less than 2**15, and where among them each table's are."""
     order = np.argsort(tables.astype(np.int16), kind="stable")  # a radix sort
     counts = np.bincount(tables)
-    ends = np.cumsum(counts)
-    spans = zip((ends - counts).tolist(), ends.tolist(), strict=True)
-    return order, [(i, slice(*span)) for i, span in enumerate(spans) if counts[i]]
+    present = np.flatnonzero(counts)
+    ends = np.cumsum(counts)[present]
+    spans = zip(present.tolist(), (ends - counts[present]).tolist(), ends.tolist(), strict=True)
+    return order, [(table, slice(start, end)) for table, start, end in spans]
 
 
 class Encoder:

@@ -51,4 +51,5 @@ def _load(name: str, device: torch.device, weights: str | None) -> Codec:
     try:
         return model_class(name)(device, weights)
     except (KeyError, RuntimeError) as error:  # tensors are missing, or of other shapes
-        raise ModelError(f"model {name!r} can't use its weights {weights or ''}: {error}") from error
+        which = f" {weights}" if weights else ""
+        raise ModelError(f"model {name!r} can't use its weights{which}: {error}") from error

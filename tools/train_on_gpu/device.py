@@ -242,7 +242,7 @@ class _Finer:
             self._low = this.low
             self._quarters = visibility.finer(this.low, self._steps, this.level) + WEIGHTING["visual"][this.level - 1]
             self._quarters[: self._plain] = 0
-        return this.positions(self._quarters).repeat_interleave(this.channels // 3, 1)
+        return this.of_bands(self._quarters)
 
 
 def _times(matrices: Tensor, planes: Tensor) -> Tensor:

@@ -54,15 +54,14 @@ def recoloured(crop: data.Pixels, rng: np.random.Generator) -> data.Pixels:
 
 def matrix(pixels: np.ndarray, tune: str) -> Tensor:
     """Of the planes (3, 3) that pixels (H, W, 3) have in a file of their own."""
-    contrasted = COLOUR @ torch.diag(torch.tensor(wavelet.CONTRASTS[tune], dtype=torch.float64) / 128)
+    contrasted = COLOUR @ wavelet._contrasted(wavelet.CONTRASTS[tune])
     planes = times(contrasted, torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None] - 128)
     grey = (pixels == pixels[..., :1]).all()
     return turn(UNTURNED if grey else best_angles(planes, LEVELS)) @ contrasted
 
 
 class Crops(IterableDataset[Batch]):
-    """Batches without end. Those that are validated: of one step, and half of it; nothing is left to chance but the
-    crops."""
+    """Batches without end."""
 
     def __init__(self, pictures: list[data.Pixels], sides: list[int]):
         self.pictures, self.sides = pictures, sides
@@ -74,20 +73,21 @@ class Crops(IterableDataset[Batch]):
         while True:
             yield self.batch(rng, int(rng.choice(self.sides, p=chances / chances.sum())))
 
-    def batch(self, rng: np.random.Generator, side: int, step: float | None = None) -> Batch:
+    def batch(self, rng: np.random.Generator, side: int, training: bool = True) -> Batch:
+        """Or one to be validated, of a step of 1: nothing is left to chance but the crops."""
         tunes = [tune for tune, count in zip(("psnr", "visual"), CROPS[side], strict=True) for _ in range(count)]
         count = len(tunes)
         large = [i for i, picture in enumerate(self.pictures) if min(picture.shape[:2]) >= side]
         drawn = rng.choice(large, count, p=data.chances([self.pictures[i] for i in large]))
         crops = [data.crop(self.pictures[i], rng, side, SHRUNK) for i in drawn]
-        if not step:
+        if training:
             crops = [recoloured(crop, rng) if rng.random() < RECOLOURED else crop for crop in crops]
         matrices = torch.stack([matrix(crop, tune) for crop, tune in zip(crops, tunes, strict=True)])
         wide = rng.random(count) < 0.12
         octaves = np.where(wide, rng.uniform(1, 8.7, count), rng.uniform(math.log2(6), math.log2(280), count))
-        steps = np.full(count, step) if step else np.exp2(octaves)
+        steps = np.exp2(octaves) if training else np.ones(count)
         steps = np.where(np.array(tunes) == "visual", steps / 2, steps)  # as an encoder has it
-        shares = np.where((rng.random(count) < SHARED) | bool(step), wavelet._SHARES[0], 0)
+        shares = np.where((rng.random(count) < SHARED) | (not training), wavelet._SHARES[0], 0)
         return Batch(
             torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous(),
             matrices.float(),
@@ -196,11 +196,12 @@ class Training:
 
     @torch.no_grad()
     def validate(self, crops: Crops) -> None:
+        batches = [crops.batch(np.random.default_rng(side), side, training=False) for side in crops.sides]
+        held = [Batch(*(x.to(self.device) for x in batch)) for batch in batches]
         for step in (10, 24, 60, 140):
             rows = []
-            for side in crops.sides:
-                batch = Batch(*(x.to(self.device) for x in crops.batch(np.random.default_rng(side), side, step)))
-                losses = self.coder.losses(batch, CROPS[side][0])
+            for side, batch in zip(crops.sides, held, strict=True):
+                losses = self.coder.losses(batch._replace(steps=step * batch.steps), CROPS[side][0])
                 psnr = -10 * torch.log10(losses.best * (step / 255) ** 2).mean()
                 rows.append(torch.cat([psnr[None], read(losses)]))
             print(f"step {step}:", *(f"{x:.4f}" for x in torch.stack(rows).nanmean(0).tolist()), flush=True)

@@ -95,6 +95,10 @@ class Pass(NamedTuple):
         dy, dx = self.phase
         return F.pad(x, (0, width % 2, 0, height % 2))[..., dy::2, dx::2]
 
+    def of_bands(self, x: Tensor) -> Tensor:
+        """What the whole tile has for each band and position, (N, 3, h, w), for each coefficient that `of` gives."""
+        return self.positions(x).repeat_interleave(self.channels // 3, 1)
+
 
 Code = Callable[[Pass, Tensor, Tensor], Tensor]  # see `Prior.tile`
 Synthesise = Callable[[Tensor, Tensor, int, int], Tensor]  # see `lifting.synthesise`

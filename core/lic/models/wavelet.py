@@ -295,7 +295,7 @@ class _Finer:
             return weight
         if self._low is not this.low:
             self._low, self._quarters = this.low, visibility.finer(this.low, self._header.step, this.level) + weight
-        return inside.take(this.positions(self._quarters).repeat_interleave(this.channels // 3, 1))
+        return inside.take(this.of_bands(self._quarters))
 
 
 _COLOUR_BITS = 13
@@ -344,15 +344,15 @@ class WaveletCodec:
         x = times(turn(angles), x) * (STEP_UNIT / step)
         header = _Header(step, WEIGHTING[settings.tune], tuple(angles), contrasts, masked)
         code = partial(self._coded, shape=shape, header=header)
+        usual = Amounts.usual(shape.channels)
         if settings.effort < MIXING_EFFORT:
-            amounts, (_, coded) = Amounts.usual(shape.channels), code(x)
+            amounts, (_, coded) = usual, code(x)
         else:
             added = self._added(code(x, draft=True)[0], shape, header)
 
             def attempt(share: float) -> tuple[float, Amounts, bytes]:
                 picture, coded = code(x - share * added)
-                usual = Amounts.usual(shape.channels), 0.0
-                amounts, cost = usual if masked else self._amounts(x, picture, shape, header)
+                amounts, cost = (usual, 0.0) if masked else self._amounts(x, picture, shape, header)
                 return cost + LAGRANGIAN * 8 * len(coded), amounts, coded
 
             search = settings.effort >= SEARCHING_EFFORT and not masked
