@@ -1,6 +1,7 @@
 """`lossless=True`: what was saved comes back bit for bit, whatever it is."""
 
 import io
+import sys
 
 import imageio.v3 as iio
 import numpy as np
@@ -11,8 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import lic
+from lic import registry
+from lic.codec import PlaneShape, Settings, View
 from lic.layers import reversible
+from lic.layers.integer import PortableConv2d
 from tests.lic.conftest import chart, natural, screenshot
+from tests.lic.test_ycbcr import decoded_from, video
 
 
 @settings(deadline=None, max_examples=60)
@@ -21,14 +26,33 @@ def test_the_transforms_lose_nothing_and_keep_their_range(height, width, levels,
     rng = np.random.default_rng(seed)
     extremes = rng.integers(0, 2, (1, 3, height, width)) * 65535 - 32768
     for x in (torch.from_numpy(extremes).int(), torch.from_numpy(rng.integers(-128, 128, extremes.shape)).int()):
-        planes = reversible.to_ycocg(x)
+        planes = reversible.to_rct(x)
         low, bands = reversible.analyse(planes, levels)
         assert low.abs().max() < 2**20
         sizes = [(height, width), *(band.shape[2:] for band in bands)]
         for level in range(levels, 0, -1):
             low = reversible.synthesise(low, bands[level - 1], *sizes[level - 1])
         assert torch.equal(low, planes)
-        assert torch.equal(reversible.from_ycocg(low), x)
+        assert torch.equal(reversible.from_rct(low), x)
+
+
+def test_a_level_of_the_wavelet_is_the_real_one_rounded_once():
+    """Near what (4, 2) lifting makes of real numbers, rows first: nearer than rounding once for each axis allows."""
+
+    def lifted(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # along the last axis
+        even, odd = x[..., ::2], x[..., 1::2]
+        e = np.pad(even, [(0, 0), (1, 2)], mode="edge")
+        odd = odd - (9 * (e[:, 1:-2] + e[:, 2:-1]) - e[:, :-3] - e[:, 3:]) / 16
+        o = np.pad(odd, [(0, 0), (1, 0)], mode="edge")
+        return even + (o[:, :-1] + o[:, 1:]) / 4, odd
+
+    picture = np.random.default_rng(0).integers(0, 256, (40, 52)).astype(float)
+    low, high = lifted(picture)
+    parts = [part.T for half in (low, high) for part in lifted(half.T)]  # LL, LH, HL, HH
+    ll, bands = reversible.analyse(torch.from_numpy(picture).int()[None, None], 1)
+    hl, lh, hh = bands[0][0].numpy()
+    for found, expected, limit in zip((ll[0, 0].numpy(), lh, hl, hh), parts, (0.95, 0.95, 0.95, 0.5), strict=True):
+        assert np.abs(found - expected).max() <= limit
 
 
 def kinds() -> dict[str, np.ndarray]:
@@ -48,6 +72,8 @@ def kinds() -> dict[str, np.ndarray]:
         "two colours": rng.integers(0, 2, (64, 64, 1), np.uint8).repeat(3, 2) * 200 + 13,
         "text": screenshot(1)[..., 0] // 128 * 255,
         "three colours": screenshot(3) // 100 * 100,
+        "channels of few values": natural(40, 51, 3) // np.array([1, 7, 60], np.uint8) * np.array([1, 7, 60], np.uint8),
+        "a channel of one value": natural(40, 51, 3) * np.array([1, 0, 1], np.uint8) + np.array([0, 9, 0], np.uint8),
         "sixteen colours of 16 bits": (np.arange(97) // 6 * 4000).astype(np.uint16)[:, None].repeat(41, 1),
         "black": np.zeros((100, 80, 3), np.uint8),
         "one pixel": np.array([[[255, 0, 7]]], np.uint8),
@@ -60,6 +86,9 @@ def kinds() -> dict[str, np.ndarray]:
         "grey chart": chart(1)[..., 0],
         "chart of 16 bits": chart(3, np.uint16),
         "several tiles": natural(20, 1700, 3),
+        "regressions": natural(131, 140, 3),
+        "regressions, grey": natural(140, 131, 1),
+        "regressions, 16 bits": natural(129, 140, 3, np.uint16),
     }
 
 
@@ -109,6 +138,16 @@ def test_few_values_cost_few_bits():
     )
 
 
+def test_a_stretched_contrast_costs_little():
+    """As editors stretch it: each channel on its own, with gaps between its values."""
+    pixels = (natural(96, 112, 3) * [0.5, 0.6, 0.7] + 40).astype(np.uint8)
+    lowest, highest = pixels.min((0, 1)).astype(float), pixels.max((0, 1))
+    stretched = np.round((pixels - lowest) * 255 / (highest - lowest)).astype(np.uint8)
+    coded = lic.encode(stretched, lossless=True)
+    assert np.array_equal(lic.decode(coded).pixels, stretched)
+    assert len(coded) < 1.05 * len(lic.encode(pixels, lossless=True)) + 60
+
+
 def test_regions_are_exact_and_halves_are_alike():
     pixels = natural(90, 1600, 3)
     data = lic.encode(pixels, lossless=True)
@@ -129,14 +168,9 @@ def test_a_prefix_opens_at_a_lower_resolution():
 
 def test_damage_is_an_error_or_a_picture(monkeypatch):
     """Streams whose checksums are right but whose contents are not."""
-    from lic import registry
-    from lic.codec import PlaneShape, View
-
     codec = registry.load("wavelet_lossless", torch.device("cpu"))
     shape = PlaneShape(3, 40, 50, 16)
     planes = torch.from_numpy(natural(40, 50, 3, np.uint16).astype(np.int32)).permute(2, 0, 1)
-    from lic.codec import Settings
-
     stream = codec.compress(planes, shape, Settings(75, True, 5))["coefficients"]
     text = torch.from_numpy(screenshot(3)[:40, :50].astype(np.int32) // 100).permute(2, 0, 1)
     packed = codec.compress(text, shape, Settings(75, True, 5))["coefficients"]
@@ -155,6 +189,33 @@ def test_damage_is_an_error_or_a_picture(monkeypatch):
             continue
         assert out.shape == (3, 40, 50)
         assert 0 <= out.min() <= out.max() < 65536
+
+
+@pytest.mark.parametrize("picture", ["regressions", "JPEG", "video"])
+def test_kernels_agree_and_damage_is_an_error_or_a_picture(picture, monkeypatch):
+    """Where a file has regressions, or exceptional pixels: with the kernels of other devices, and damaged."""
+    pixels = {"regressions": natural(133, 150, 3), "JPEG": decoded_from("JPEG", 133, 150)}.get(picture)
+    pixels = video(False, 134, 150)[:133] if pixels is None else pixels
+    pixels[5, 7:9] = [[0, 255, 3], [255, 0, 9]]
+    shape, planes = PlaneShape(3, 133, 150, 8), torch.from_numpy(pixels.astype(np.int32)).permute(2, 0, 1)
+    codec = registry.load("wavelet_lossless", torch.device("cpu"))
+    stream = codec.compress(planes, shape, Settings(75, True, 5))
+    assert stream["coefficients"][0] == {"regressions": 0, "JPEG": 16, "video": 48}[picture]
+    monkeypatch.setattr(sys.modules[type(codec).__module__], "kernel_for", lambda _: PortableConv2d)
+    other = type(codec)(torch.device("cpu"))
+    assert other.compress(planes, shape, Settings(75, True, 5)) == stream
+    assert torch.equal(other.decompress(stream, shape, View()), planes)
+    rng = np.random.default_rng(0)
+    for i in range(30):
+        damaged = bytearray(stream["coefficients"])
+        for at in rng.integers(0, (60, len(damaged))[i % 2], 3):
+            damaged[at] = rng.integers(256)
+        try:
+            out = codec.decompress({"coefficients": bytes(damaged)}, shape, View())
+        except lic.FormatError:
+            continue
+        assert out.shape == (3, 133, 150)
+        assert 0 <= out.min() <= out.max() < 256
 
 
 def test_screenshots_are_smaller_than_as_png():

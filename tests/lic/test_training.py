@@ -15,8 +15,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lic import LicError, cli
-from lic.layers import tiles
-from lic.models import wavelet
+from lic.layers import reversible, tiles
+from lic.layers.coefficients import logistic_bits
+from lic.layers.integer import TrainableConv2d
+from lic.models import wavelet, wavelet_lossless
 from lic.training import data, loop
 from tests.lic.conftest import natural
 
@@ -226,6 +228,32 @@ def test_parts_of_the_default_model_train_alone(folder, tmp_path, part, expected
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert all(name.startswith(tuple(expected)) for name in changed)
     assert all(any(name.startswith(start) for name in changed) for start in expected)
+
+
+@pytest.mark.parametrize("part", ["priors.0", "priors.1"])
+def test_the_lossless_model_counts_the_bits_of_what_learns(part, monkeypatch):
+    """Of all levels together, and of those of one prior alone: as coding a picture would."""
+    torch.manual_seed(0)
+    networks = wavelet_lossless.Networks(TrainableConv2d)
+    planes = torch.from_numpy(natural(72, 96, 3).astype(np.int32)).permute(2, 0, 1)[None] - 128
+    monkeypatch.setattr(wavelet_lossless.cameras, "marked", lambda *_: planes)
+    low, bands = reversible.analyse(planes, wavelet_lossless.LEVELS)
+    bits = {"priors.0": 0.0, "priors.1": 0.0}
+
+    def code(this, mean, log_scale):
+        q = this.of(bands)
+        costs = logistic_bits(q - 0.5, q + 0.5, mean, log_scale)
+        bits["priors.0" if this.level == 1 else "priors.1"] += float(costs.sum()) / (72 * 96)
+        return q << 7
+
+    with torch.no_grad():
+        networks.walk(low, 72, 96, code, tiles.plan(72, 96, wavelet_lossless.LEVELS), False, 0)
+        whole = networks(planes, torch.Generator())["bits_per_pixel"]
+        networks.requires_grad_(False)
+        networks.get_submodule(part).requires_grad_(True)
+        alone = networks(planes, torch.Generator())["bits_per_pixel"]
+    assert float(whole) == pytest.approx(sum(bits.values()), rel=1e-5)
+    assert float(alone) == pytest.approx(bits[part], rel=1e-5)
 
 
 def test_the_command_trains_exports_and_starts_from_weights(folder, tmp_path, monkeypatch, capsys):

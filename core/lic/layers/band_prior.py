@@ -4,7 +4,7 @@ After Meyer et al., "Efficient Learned Wavelet Image and Video Coding" (arXiv 24
 
     low band (decoded), coarser bands, step -> trunk --+
                                                        +-> mean and scale -> entropy coder, coarse to fine
-    what this level has coded so far -> context -------+   8 passes a level: 4 phases x (luma, chroma)
+    what this level has coded so far -> context -------+   8 passes a level: 4 phases x (luma, chroma), or 12
 
 It works on cells, 2x2 positions of a level: one sample of the level above, one coefficient of each phase. Lengths are
 in units of the quantisation step, in which the picture decoded so far needs no step at all.
@@ -70,14 +70,19 @@ def step_features(step: Tensor) -> Tensor:
 
 
 class Pass(NamedTuple):
-    """What is coded at once: luma or chroma of one phase, of a tile of a level."""
+    """What is coded at once: some planes of one phase, of a tile of a level."""
 
     level: int
     tile: int  # its number
     area: Area  # in positions of the level
     low: Tensor  # what is decoded of it one level up, (N, 3, h, w) int32 in 1 / 2**FRACTION steps
     phase: tuple[int, int]
-    planes: slice  # LUMA or CHROMA
+    planes: slice  # which of the three
+
+    @property
+    def first(self) -> bool:
+        """Whether it is the first of its tile."""
+        return self.phase == PHASES[0] and not self.planes.start
 
     @property
     def channels(self) -> int:
@@ -167,6 +172,7 @@ class Prior(nn.Module):
 
     norm: the logarithm to base 2 of what a level's low band is short of an orthonormal transform's, a level.
     kernel: how many cells along each axis a pass sees of those before it.
+    planes: what is coded one after the other, phase by phase.
     """
 
     def __init__(
@@ -177,16 +183,18 @@ class Prior(nn.Module):
         blocks: int = 3,
         channels: int = 64,
         kernel: int = 3,
+        planes: Sequence[slice] = (LUMA, CHROMA),
     ):
         super().__init__()
-        self.norm = norm
+        self.norm, self.planes = norm, planes
         self.form = conv.form
         self.input = conv(23, trunk, 3, FEATURE, _STREAM, biases=LEVELS)
         self.trunk = nn.Sequential(*[Residual(conv, trunk, trunk, _STREAM, _HIDDEN) for _ in range(blocks)])
         self.passes = nn.ModuleList()
-        for phase in range(len(PHASES)):  # of three bands: luma, then two planes of chroma
-            self.passes.append(_PassNetwork(conv, trunk, channels, kernel, 9 * phase, 3))
-            self.passes.append(_PassNetwork(conv, trunk, channels, kernel, 9 * phase + 3, 6))
+        for phase in range(len(PHASES)):
+            for these in planes:  # of three bands
+                known, coded = 9 * phase + 3 * these.start, 3 * (these.stop - these.start)
+                self.passes.append(_PassNetwork(conv, trunk, channels, kernel, known, coded))
 
     def features(self, low: Tensor, coarser: Tensor | None, step: Tensor, level: int) -> Tensor:
         """low (N, 3, 2h, 2w) and coarser (N, 9, h, w) or None, int32 in 1 / 2**FRACTION steps,
@@ -215,7 +223,7 @@ class Prior(nn.Module):
         """
         height, width = low.shape[2:]
         low = to_multiple(low, 2)
-        passes = [place(phase, planes) for phase in PHASES for planes in (LUMA, CHROMA)]
+        passes = [place(phase, planes) for phase in PHASES for planes in self.planes]
         level = passes[0].level
         features = self.form(self.features(low, coarser, step, level), FEATURE)
         trunk = rectify(self.trunk(self.input(features, level - 1)))
@@ -223,7 +231,7 @@ class Prior(nn.Module):
         out = low.new_zeros(n, 9, h, w)
         known: list[Tensor] = []
         for this, network in zip(passes, self.passes, strict=True):
-            if grey and this.planes is CHROMA:
+            if grey and this.planes.start:
                 values = low.new_zeros(n, this.channels, h // 2, w // 2)
             else:
                 values = code(this, *network(trunk, torch.cat(known, 1) if known else None))
