@@ -1,4 +1,4 @@
-"""Pictures that were JPEG or WebP files once are coded losslessly as what they were decoded from."""
+"""Pictures that were JPEG or WebP files or video once are coded losslessly as what they were converted from."""
 
 import io
 import zlib

@@ -133,7 +133,7 @@ def _luma_peaks(green: NDArray[np.int32], chroma: Floats) -> list[tuple[float, F
 
 
 def _fitted(points: Floats, pixels: NDArray[np.int32]) -> Floats:
-    """Least squares: the matrix, transposed, and below it the offset."""
+    """Least squares of pixels (count, channels), or of one channel: the matrix, transposed, and below it the offset."""
     middle = points.mean(0)
     system = np.column_stack([points - middle, np.ones(len(points))])
     fit = np.linalg.lstsq(system.T @ system, system.T @ pixels, rcond=None)[0]
@@ -145,11 +145,9 @@ def _tightened(points: Floats, values: NDArray[np.int32], fit: Floats) -> Floats
     """A channel's fit anew: least squares; or, if more values are their points', rounded, it and least squares of what
     is too far, again and again."""
     near = abs(values - points @ fit[:3] - fit[3]) < 0.8  # others are other points'
-    system = np.column_stack([points, np.ones(len(points))])[near]
-    values = values[near]
-    middle = system.mean(0) * [1, 1, 1, 0]
-    plain = np.linalg.lstsq((system - middle).T @ (system - middle), (system - middle).T @ values, rcond=None)[0]
-    plain = tight = plain - [0, 0, 0, plain @ middle]
+    points, values = points[near], values[near]
+    plain = tight = _fitted(points, values)
+    system = np.column_stack([points, np.ones(len(points))])
     damping = 1e-6 * system.T @ system
     for _ in range(_STEPS):
         error = values - system @ tight

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import zlib
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ JPEG, WEBP, FOUND = 1, 2, 3  # kinds of conversions
 _BITS, _FINE = 20, 8  # fractional bits of the numbers of a conversion that was found
 _WIDEST = 2**9 - 1  # integers that it converts, either sign
 _VALUES = 2 * _WIDEST + 1
-_MOST, _TRIPLE = 2**16, 7  # triples that are off, and bytes of each: how far its key is from the one before; R, G, B
+_MOST = 2**16  # triples that are off
 
 _PART = 2**18  # pixels at once
 _SAMPLE = 4096  # pixels that are tried at first
@@ -34,7 +35,7 @@ _ENOUGH, _SEEN = 2**15, 2**18  # pixels that a matrix is found in, and correctio
 _CERTAIN = 0.002  # share of exceptions below which no other conversion is looked for
 _MOSTLY = 0.3  # that share may be off before it is known which triples are
 _FEW = 64  # of so many pixels, one may be an exception
-_ENTRY = 7  # bytes of an exception: how far it is from the one before, little-endian, and its red, green, blue
+_ENTRY = 7  # bytes of what is listed: how far its number is from the one before, little-endian, and red, green, blue
 _CANDIDATES = sorted(itertools.product(range(-2, 3), repeat=3), key=lambda steps: sum(step * step for step in steps))
 
 
@@ -87,31 +88,18 @@ class Found:
         return Found(self.affine, self.corrections, keys[chosen], off[:, chosen]), planes
 
     def coded(self) -> bytes:
-        entries = np.empty((len(self.keys), _TRIPLE), np.uint8)
-        entries[:, :4] = np.diff(self.keys, prepend=0).astype("<u4")[:, None].view(np.uint8)
-        entries[:, 4:] = self.off.T.astype(np.int8).view(np.uint8)
         numbers = self.affine.astype("<i4").tobytes() + self.corrections.astype("<i2").tobytes()
-        return zlib.compress(numbers + entries.T.tobytes(), 9)
+        return zlib.compress(numbers + _entries(self.keys, self.off).T.tobytes(), 9)
 
     @staticmethod
     def read(listed: bytes) -> tuple[Found, bytes]:
         """The inverse, and what is left. Raises FormatError where `coded` didn't write it."""
-        inflater, fixed = zlib.decompressobj(), 48 + 18 * _VALUES
-        try:
-            raw = inflater.decompress(listed, fixed + _TRIPLE * _MOST + 1)
-        except zlib.error as error:
-            raise FormatError("the conversion of colours is damaged") from error
-        if not inflater.eof or len(raw) < fixed or (len(raw) - fixed) % _TRIPLE:
-            raise FormatError("the conversion of colours is damaged")
+        fixed = 48 + 18 * _VALUES
+        raw, rest = _inflated(listed, fixed, _MOST)
         affine, corrections = np.frombuffer(raw[:48], "<i4"), np.frombuffer(raw[48:fixed], "<i2")
-        entries = np.frombuffer(raw[fixed:], np.uint8).reshape(_TRIPLE, -1).T
-        steps = entries[:, :4].copy().view("<u4")[:, 0].astype(np.int64)
-        keys = steps.cumsum()
-        if steps[1:].min(initial=1) < 1 or keys.max(initial=0) >= _VALUES**3:
-            raise FormatError("the conversion of colours is damaged")
-        off = entries[:, 4:].copy().view(np.int8).T.astype(np.int32)
+        keys, off = _unlisted(np.frombuffer(raw[fixed:], np.uint8).reshape(_ENTRY, -1).T, _VALUES**3)
         affine, corrections = affine.reshape(3, 4).astype(np.int32), corrections.reshape(3, 3, -1).astype(np.int16)
-        return Found(affine, corrections, keys, off), inflater.unused_data
+        return Found(affine, corrections, keys, off.view(np.int8).astype(np.int32)), rest
 
     def rgb(self, planes: Tensor) -> Tensor:
         """Integers (3, ...) int32, -_WIDEST.._WIDEST -> (3, ...) int32, 0..255."""
@@ -192,33 +180,54 @@ class Exceptions:
     colours: Tensor
 
     def coded(self) -> bytes:
-        entries = np.empty((len(self.places), _ENTRY), np.uint8)
-        entries[:, :4] = np.diff(self.places.numpy(), prepend=0).astype("<u4")[:, None].view(np.uint8)
-        entries[:, 4:] = self.colours.T.numpy()
+        entries = _entries(self.places.numpy(), self.colours.numpy())
         return zlib.compress(entries.tobytes(), 9) if len(entries) else b""
 
     @staticmethod
     def read(listed: bytes, pixels: int) -> Exceptions:
         """The inverse, in a picture of so many pixels. Raises FormatError where `coded` didn't write it."""
-        inflater, limit = zlib.decompressobj(), pixels // _FEW
-        try:
-            raw = inflater.decompress(listed, _ENTRY * limit + 1) if listed else b""
-        except zlib.error as error:
-            raise FormatError("the list of exceptional pixels is damaged") from error
-        if (listed and not inflater.eof) or inflater.unused_data or len(raw) % _ENTRY or len(raw) > _ENTRY * limit:
-            raise FormatError("the list of exceptional pixels is damaged, or too long")
-        entries = np.frombuffer(raw, np.uint8).reshape(-1, _ENTRY)
-        steps = entries[:, :4].copy().view("<u4")[:, 0].astype(np.int64)
-        places = steps.cumsum()
-        if len(places) and (places[-1] >= pixels or steps[1:].min(initial=1) < 1):
-            raise FormatError("an exceptional pixel lies outside the picture, or comes twice")
-        return Exceptions(torch.from_numpy(places), torch.from_numpy(entries[:, 4:].T.astype(np.int32)))
+        raw, rest = _inflated(listed, 0, pixels // _FEW) if listed else (b"", b"")
+        if rest:
+            raise FormatError("there is something behind the list of exceptional pixels")
+        places, colours = _unlisted(np.frombuffer(raw, np.uint8).reshape(-1, _ENTRY), pixels)
+        return Exceptions(torch.from_numpy(places), torch.from_numpy(colours.astype(np.int32)))
 
     def put(self, rgb: Tensor, area: Area, width: int) -> None:
         """Write those of an area of a picture of that width into its samples (3, h, w)."""
         rows, columns = self.places // width, self.places % width
         here = (area.top <= rows) & (rows < area.bottom) & (area.left <= columns) & (columns < area.right)
         rgb[:, rows[here] - area.top, columns[here] - area.left] = self.colours[:, here].to(rgb.device)
+
+
+def _entries(numbers: NDArray[np.int64], values: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """Ascending numbers (count,), and three of one byte for each, (3, count) -> (count, _ENTRY)."""
+    entries = np.empty((len(numbers), _ENTRY), np.uint8)
+    entries[:, :4] = np.diff(numbers, prepend=0).astype("<u4")[:, None].view(np.uint8)
+    entries[:, 4:] = values.T.astype(np.uint8)
+    return entries
+
+
+def _unlisted(entries: NDArray[np.uint8], end: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """The inverse, of numbers below end. Raises FormatError where they aren't, or one comes twice."""
+    steps = entries[:, :4].copy().view("<u4")[:, 0].astype(np.int64)
+    numbers = steps.cumsum()
+    if steps[1:].min(initial=1) < 1 or numbers.max(initial=-1) >= end:
+        raise FormatError("in a list of colours or pixels, one lies outside or comes twice")
+    return numbers, entries[:, 4:].T.copy()
+
+
+def _inflated(listed: bytes, fixed: int, most: int) -> tuple[bytes, bytes]:
+    """A zlib stream of so many bytes and at most so many entries; and what is behind it. Raises FormatError where it is
+    another."""
+    inflater = zlib.decompressobj()
+    try:
+        raw = inflater.decompress(listed, fixed + _ENTRY * most + 1)
+    except zlib.error as error:
+        raise FormatError("a list of colours or pixels is damaged") from error
+    entries, rest = divmod(len(raw) - fixed, _ENTRY)
+    if not inflater.eof or not 0 <= entries <= most or rest:
+        raise FormatError("a list of colours or pixels is damaged, or too long")
+    return raw, inflater.unused_data
 
 
 class Origin(NamedTuple):
@@ -253,19 +262,16 @@ def _likeliest(pixels: Tensor) -> Conversion | None:
     def lost(conversion: Conversion) -> float:
         return float(_inverted(conversion, sample)[1].float().mean())
 
-    best, share = min(((conversion, lost(conversion)) for conversion in map(Conversion, (JPEG, WEBP))), key=_second)
-    if share > _CERTAIN:
+    tried = [(lost(conversion), conversion) for conversion in map(Conversion, (JPEG, WEBP))]
+    if min(tried, key=itemgetter(0))[0] > _CERTAIN:
         inside = pixels[:, ((pixels > 0) & (pixels < 255)).all(0)]
         seen = inside[:, :: 1 + inside.shape[1] // _SEEN].T.numpy()
         found = lattice.found(seen[:: 1 + len(seen) // _ENOUGH])
         if found is not None:
             other = Conversion(FOUND, Found.of(*found, seen))
-            best, share = min((best, share), (other, lost(other)), key=_second)
+            tried.append((lost(other), other))
+    share, best = min(tried, key=itemgetter(0))
     return best if share <= (_MOSTLY if best.found else 1 / _FEW) else None
-
-
-def _second(pair: tuple[Conversion, float]) -> float:
-    return pair[1]
 
 
 def _inverted(conversion: Conversion, pixels: Tensor) -> tuple[Tensor, Tensor]:
