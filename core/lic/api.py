@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 DEFAULT_QUALITY = 75
 DEFAULT_EFFORT = 5
 SMALLEST_SCALE = 6  # halvings
+_ROUGHLY = 1.5  # times what a file may take, an estimate of it may say
 MAX_PIXELS = 2**28  # what decode accepts unless the caller says otherwise
 
 Source = bytes | bytearray | memoryview | str | os.PathLike | BinaryIO
@@ -59,7 +60,8 @@ def encode(
     pixels: uint8 or uint16, (H, W) or (H, W, C) with C = 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha; a list of
         such arrays of one shape makes an animation.
     quality: 0 to 100, continuous; size and PSNR rise with it. Alpha is always lossless.
-    lossless: bit for bit, whatever the quality. Screenshots and drawings come so, too, where that is smaller.
+    lossless: bit for bit, whatever the quality. Screenshots, drawings, and pictures that were JPEG files come so, too,
+        where that is smaller.
     effort: 0 to 9, how hard the encoder searches; decoding is the same.
     tune: "psnr", the least squared error; or, of models that can, "visual": the smallest file of the same look.
     context: "parallel", or, of `hybrid`, "serial": latents in the order of its paper, slower. Files name which it was.
@@ -73,7 +75,7 @@ def encode(
     Raises TypeError, and LicError (a ValueError) where a value is out of range; ModelError for an unknown model.
     """
     from lic import alpha, picture
-    from lic.layers import repeats
+    from lic.layers import jpeg_trace, repeats
 
     frames = picture.frames_of(pixels)
     if not isinstance(quality, Real):
@@ -140,18 +142,28 @@ def encode(
     if target_psnr is not None:
         found = quality_for(psnr, target_psnr + 0.05, 0.1, 8 * SLOPE)
         return write(0.0 if found is None else found)
-    exact = None
-    if not lossless and card.lossless_by and repeats.likely(parts[0][0].numpy()):
-        exact = encode(
+
+    def exact(limit: int) -> bytes | None:
+        """The file of the very pixels, if that is no larger."""
+        first = parts[0][0]
+        if lossless or not card.lossless_by:
+            return None
+        if not repeats.likely(first.numpy()):
+            bits = jpeg_trace.bits(first) if info.bit_depth == 8 else math.inf
+            if bits * width * height * len(frames) > _ROUGHLY * 8 * limit:
+                return None
+        coded = encode(
             frames, model=model, lossless=True, effort=effort, device=device, exif=exif, icc_profile=icc_profile,
             xmp=xmp, durations=durations or None, loop=loop,
         )  # fmt: skip
+        return coded if len(coded) <= limit else None
+
     if not targets:
         lossy = write(float(quality))
-        return lossy if exact is None or len(lossy) <= len(exact) else exact
+        return exact(len(lossy)) or lossy
     limit = target_size or int(targets[0] * width * height * len(frames) / 8)
-    if exact is not None and len(exact) <= limit:
-        return exact
+    if coded := exact(limit):
+        return coded
     found = quality_for(lambda quality: math.log(len(write(quality))), math.log(limit), 0.01, SLOPE)
     if found is None:
         raise LicError(f"the picture takes {len(write(0))} bytes at quality 0: more than {limit}")

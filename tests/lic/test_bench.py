@@ -36,6 +36,13 @@ def test_a_bd_rate_is_the_mean_of_the_logarithms():
     assert math.isnan(bd_rate(rates, quality + 20, rates, quality))
 
 
+def test_points_without_error_are_left_out():
+    rate, quality = [0.5, 1, 2, 4], [30.0, 33.0, 37.0, 41.0]
+    other = [1.1 * each for each in rate]
+    exact = bd_rate([*other, 3.0], [*quality, np.inf], rate, quality)
+    assert exact == pytest.approx(bd_rate(other, quality, rate, quality)) == pytest.approx(10)
+
+
 def test_metrics_of_equal_and_of_different_pictures():
     a = natural(176, 176, 3)
     b = np.clip(a.astype(int) + np.random.default_rng(0).integers(-20, 21, a.shape), 0, 255).astype(np.uint8)

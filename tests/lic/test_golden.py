@@ -14,6 +14,7 @@ import pytest
 
 import lic
 from tests.lic.conftest import chart, natural, screenshot, sunset
+from tests.lic.test_jpeg import opened, textured
 from tests.lic.test_ycbcr import decoded_from, video
 
 FOLDER = Path(__file__).parents[1] / "golden"
@@ -39,7 +40,8 @@ def pictures() -> dict[str, bytes]:
         "lossless.lic": lic.encode(natural(40, 51, 3), lossless=True),
         "lossless-grey-16-bit.lic": lic.encode(natural(29, 30, 1, np.uint16), lossless=True),
         "lossless-few-values.lic": lic.encode(natural(40, 51, 3).astype(np.uint16) * 257, lossless=True),
-        "lossless-jpeg.lic": lic.encode(decoded_from("JPEG", 133, 150), lossless=True),
+        "lossless-jpeg.lic": lic.encode(opened(textured(133, 150, 3), quality=80)[0], lossless=True),
+        "lossless-ycbcr.lic": lic.encode(decoded_from("JPEG", 133, 150), lossless=True),
         "lossless-video.lic": lic.encode(video(), lossless=True),
         "screenshot.lic": lic.encode(screenshot(3), lossless=True),
         "chart.lic": lic.encode(chart(3), lossless=True),

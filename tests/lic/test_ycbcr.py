@@ -18,9 +18,9 @@ from tests.lic.conftest import natural
 
 
 def decoded_from(format: str, height: int = 90, width: int = 112) -> np.ndarray:
-    """What Pillow makes of such a file, (H, W, 3)."""
+    """What Pillow makes of such a file, (H, W, 3), of such quality that nothing of JPEG's coefficients can be found."""
     file = io.BytesIO()
-    Image.fromarray(natural(height, width, 3)).save(file, format, quality=90)
+    Image.fromarray(natural(height, width, 3)).save(file, format, quality=100 if format == "JPEG" else 90)
     return np.array(Image.open(file).convert("RGB"))
 
 

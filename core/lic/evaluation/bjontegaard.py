@@ -16,10 +16,12 @@ def log_rate(rate: ArrayLike, quality: ArrayLike) -> PchipInterpolator:
     """The natural logarithm of the rate as a monotone cubic function (PCHIP) of quality.
 
     rate: (points,) bits per pixel or any other unit; quality: (points,) dB or any other scale that rises with quality.
+    Infinite ones, of pictures that came out exactly, are left out.
     """
     from scipy.interpolate import PchipInterpolator
 
     quality, first = np.unique(np.asarray(quality, np.float64), return_index=True)
+    first, quality = first[np.isfinite(quality)], quality[np.isfinite(quality)]
     return PchipInterpolator(quality, np.log(np.asarray(rate, np.float64)[first]), extrapolate=False)
 
 

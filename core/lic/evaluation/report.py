@@ -120,7 +120,8 @@ def plot(results: Results, metric: str) -> Figure:
         grid = np.linspace(max(own.x[0], against.x[0]), min(own.x[-1], against.x[-1]), 100)
         if grid[0] < grid[-1]:
             right.plot(grid, 100 * np.expm1(own(grid) - against(grid)), **styles[name] | {"marker": ""})
-    shown = [q for name in curves for b, q in zip(*_xy(curves[name], metric), strict=True) if _BPP[0] <= b <= _BPP[1]]
+    points = [point for name in curves for point in zip(*_xy(curves[name], metric), strict=True)]
+    shown = [quality for bpp, quality in points if _BPP[0] <= bpp <= _BPP[1] and np.isfinite(quality)]
     margin = 0.03 * (max(shown) - min(shown))
     left.set(xscale="log", xlim=_BPP, ylim=(min(shown) - margin, max(shown) + margin))
     left.set(xlabel="bits per pixel", ylabel=METRICS[metric].label)

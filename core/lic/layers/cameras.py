@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lic.layers import reversible
+from lic.layers import jpeg, reversible
 
 _GAMMA = 2.2
 # Malvar, He, Cutler, "High-quality linear interpolation for demosaicing of Bayer-patterned color images" (2004), figure
@@ -69,3 +69,24 @@ def to_ycbcr(picture: Tensor, every: int) -> Tensor:
         kept = F.avg_pool2d(chroma[None], every).round()
         chroma = F.interpolate(kept, scale_factor=every, mode="bilinear")[0]
     return torch.cat([luma[None], chroma])
+
+
+def compressed(pictures: Tensor, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+    """Pictures (N, 3, H, W) float32, 0..255, sides multiples of 16, as JPEG files have them: for each component, the
+    quantised coefficients (N, 64, h, w) int32, in zigzag order, and the quantisation tables (N, 64) int32, 0 where no
+    block has the coefficient. Chroma of half of the resolution in most calls; tables as libjpeg's, or flatter."""
+    kind, *numbers = torch.rand(1 + 2 * len(pictures), generator=generator).tolist()
+    every = 1 if kind < 0.4 else 2
+    planes = torch.stack([to_ycbcr(picture, 1) for picture in pictures]) - 128
+    chroma = F.avg_pool2d(planes[:, 1:], every)
+    quality, flatness = (torch.tensor(x)[:, None] for x in (numbers[::2], numbers[1::2]))
+    quality = 97 - 60 * quality**2
+    scale = torch.where(quality < 50, 50 / quality, 2 - quality / 50)
+    shape = torch.where(flatness < 0.6, 1.0, flatness)
+    out = []
+    for component, samples in enumerate((planes[:, 0], chroma[:, 0], chroma[:, 1])):
+        base = jpeg.TABLES[min(component, 1)].float()
+        table = (base[0] * (base / base[0]) ** shape * scale).round().clamp(1, 255).int().to(pictures.device)
+        coefficients = (jpeg.transformed(samples.round()) / table[..., None, None]).round().int()
+        out.append((coefficients, table * coefficients.ne(0).any(3).any(2)))
+    return out

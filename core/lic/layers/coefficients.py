@@ -48,6 +48,19 @@ def scale_index(log_scale: Tensor, finer: int | Tensor = 0) -> Tensor:
     return (logarithm + round(_NARROWEST * _SCALES_PER_E * 256) + 128 >> 8).clamp(0, SCALES - 1)
 
 
+def prediction(mean: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """What the prior says of each coefficient, as int32, exactly: its mean in eighths, its table scale."""
+    return (mean * 8).round().int(), scale_index(log_scale)
+
+
+def choose_tables(mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """From that, int32: the table's index, and how a coefficient's integer q becomes the symbol s that is coded with
+    it: s = sign * (q - nearest)."""
+    nearest = (mean + 4) >> 3
+    offset = mean - (nearest << 3)  # -4..3
+    return scale * MEANS + offset.abs(), nearest, 1 - 2 * (offset < 0).int()
+
+
 # Each table's scale, in steps.
 SCALE_STEPS = [math.exp(index / _SCALES_PER_E - _NARROWEST) for index in range(SCALES)]
 
@@ -117,11 +130,11 @@ class Calibration:
         }
 
 
-def unpack_tables(shipped: dict[str, Tensor]) -> list[Table]:
+def unpack_tables(shipped: dict[str, Tensor], name: str = "tables", kind: type[Table] = Table) -> list[Table]:
     """Take the tables out of what was shipped."""
-    first, length, frequencies = (shipped.pop(f"tables.{k}").numpy() for k in ("first", "length", "frequencies"))
+    first, length, frequencies = (shipped.pop(f"{name}.{k}").numpy() for k in ("first", "length", "frequencies"))
     parts = np.split(frequencies, np.cumsum(length)[:-1])
-    return [Table(int(start), part) for start, part in zip(first, parts, strict=True)]
+    return [kind(int(start), part) for start, part in zip(first, parts, strict=True)]
 
 
 class Inside:

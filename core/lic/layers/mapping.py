@@ -19,11 +19,11 @@ from torch import Tensor
 from lic.codec import PlaneShape
 from lic.container import Reader, write_varint
 from lic.errors import FormatError
-from lic.layers import reversible, ycbcr
+from lic.layers import reversible
 from lic.layers.tiles import Area
-from lic.layers.ycbcr import Conversion, Exceptions
+from lic.layers.ycbcr import FEW, Conversion, Exceptions, Origin
 
-_LONGEST = 2**26  # bytes of a list
+LONGEST = 2**26  # bytes of a list
 _YCBCR_SAVES = 2  # bits a pixel: the logarithm of how many triples there are for each that a decoder makes
 
 
@@ -41,19 +41,17 @@ class Mapping:
         return self.conversion.kind if self.conversion else 0
 
     @staticmethod
-    def of(samples: NDArray[np.int32], shape: PlaneShape) -> tuple[Mapping, Tensor]:
-        """Samples (C, H, W) -> the mapping that makes them cheap to code, and the planes (3, H, W) int32."""
+    def of(samples: NDArray[np.int32], shape: PlaneShape, origin: Origin | None = None) -> tuple[Mapping, Tensor]:
+        """Samples (C, H, W) -> the mapping that makes them cheap to code, and the planes (3, H, W) int32. origin: where
+        they come from, as far as `ycbcr.traced` can tell."""
         counts = np.stack([np.bincount(plane.ravel(), minlength=2**shape.bit_depth) for plane in samples])
         mapping, saved = Mapping(counts > 0), _saved(counts)
         if saved <= 8 * len(mapping.coded()):
             mapping, saved = Mapping(), 0.0
-        if (shape.channels, shape.bit_depth) == (3, 8) and not _grey(samples):
-            could = _YCBCR_SAVES * samples[0].size
-            origin = ycbcr.traced(torch.from_numpy(samples)) if saved < could else None
-            if origin:
-                conversion = Mapping(None, origin.conversion, origin.exceptions)
-                if saved + 8 * len(conversion.coded()) < could:
-                    return conversion, origin.planes
+        if origin and len(origin.exceptions.places) <= samples[0].size // FEW:
+            conversion = Mapping(None, origin.conversion, origin.exceptions)
+            if saved + 8 * len(conversion.coded()) < _YCBCR_SAVES * samples[0].size:
+                return conversion, origin.planes
         x = torch.from_numpy(mapping._numbers(samples, shape))
         return mapping, reversible.to_rct(x) if shape.channels == 3 else F.pad(x, (0, 0, 0, 0, 0, 2))
 
@@ -75,7 +73,7 @@ class Mapping:
     @staticmethod
     def read(kind: int, reader: Reader, shape: PlaneShape) -> Mapping:
         """The inverse of `coded`. Raises FormatError where that didn't write it."""
-        listed = reader.take(reader.varint(_LONGEST))
+        listed = reader.take(reader.varint(LONGEST))
         if not kind:
             return Mapping(_unlisted(listed, shape) if listed else None)
         if (shape.channels, shape.bit_depth) != (3, 8):
@@ -109,10 +107,6 @@ def _saved(counts: NDArray[np.int64]) -> float:
         if len(values) > 1:
             total += float(count[values] @ np.log2(np.gradient(values)))
     return total
-
-
-def _grey(samples: NDArray[np.int32]) -> bool:
-    return bool((samples == samples[:1]).all())
 
 
 def _unlisted(listed: bytes, shape: PlaneShape) -> NDArray[np.bool_]:

@@ -34,7 +34,7 @@ _SAMPLE = 4096  # pixels that are tried at first
 _ENOUGH, _SEEN = 2**15, 2**18  # pixels that a matrix is found in, and corrections to it
 _CERTAIN = 0.002  # share of exceptions below which no other conversion is looked for
 _MOSTLY = 0.3  # that share may be off before it is known which triples are
-_FEW = 64  # of so many pixels, one may be an exception
+FEW = 64  # of so many pixels, one may be an exception
 _ENTRY = 7  # bytes of what is listed: how far its number is from the one before, little-endian, and red, green, blue
 _CANDIDATES = sorted(itertools.product(range(-2, 3), repeat=3), key=lambda steps: sum(step * step for step in steps))
 
@@ -184,9 +184,10 @@ class Exceptions:
         return zlib.compress(entries.tobytes(), 9) if len(entries) else b""
 
     @staticmethod
-    def read(listed: bytes, pixels: int) -> Exceptions:
-        """The inverse, in a picture of so many pixels. Raises FormatError where `coded` didn't write it."""
-        raw, rest = _inflated(listed, 0, pixels // _FEW) if listed else (b"", b"")
+    def read(listed: bytes, pixels: int, few: int = FEW) -> Exceptions:
+        """The inverse, in a picture of so many pixels, one in a few of which may be exceptions. Raises FormatError
+        where `coded` didn't write it."""
+        raw, rest = _inflated(listed, 0, pixels // few) if listed else (b"", b"")
         if rest:
             raise FormatError("there is something behind the list of exceptional pixels")
         places, colours = _unlisted(np.frombuffer(raw, np.uint8).reshape(-1, _ENTRY), pixels)
@@ -237,11 +238,20 @@ class Origin(NamedTuple):
     planes: Tensor
     exceptions: Exceptions
 
+    def known(self, rgb: Tensor) -> Tensor:
+        """Where nothing but the planes can have made rgb (3, H, W), or nearly so: (H, W) bool. Not where red, green or
+        blue is cut off, but in black and white."""
+        known = _inside(rgb) | (rgb == 0).all(0) | (rgb == 255).all(0)
+        known.view(-1)[self.exceptions.places] = False
+        return known
 
-def traced(rgb: Tensor) -> Origin | None:
-    """Where a picture (3, H, W) int32, 0..255, on the CPU, comes from; None for all but those that were converted."""
+
+def traced(rgb: Tensor, usual: bool = False) -> Origin | None:
+    """Where a picture (3, H, W) int32, 0..255, on the CPU, comes from; None for all but those that were converted. One
+    pixel in FEW may be an exception; for JPEG, so may those be where red, green or blue is cut off. usual: by libjpeg
+    or libwebp, which is soon seen."""
     pixels = rgb.flatten(1)
-    conversion = _likeliest(pixels)
+    conversion = _likeliest(pixels, usual)
     if conversion is None:
         return None
     parts = [_inverted(conversion, part) for part in pixels.split(_PART, 1)]
@@ -250,28 +260,38 @@ def traced(rgb: Tensor) -> Origin | None:
         found, planes = conversion.found.learned(planes, lost, pixels)
         conversion = Conversion(FOUND, found)
         lost = (conversion.rgb(planes) != pixels).any(0)
-    if int(lost.sum()) > pixels.shape[1] // _FEW:
+    counted = lost & _inside(pixels) if conversion.kind == JPEG else lost
+    if int(counted.sum()) > pixels.shape[1] // FEW:
         return None
     return Origin(conversion, planes.view(rgb.shape), Exceptions(lost.nonzero()[:, 0], pixels[:, lost]))
 
 
-def _likeliest(pixels: Tensor) -> Conversion | None:
+def _likeliest(pixels: Tensor, usual: bool) -> Conversion | None:
     """The conversion that some of the pixels (3, count) all come from, or nearly so."""
     sample = pixels[:, :: 1 + pixels.shape[1] // _SAMPLE]
 
-    def lost(conversion: Conversion) -> float:
+    def lost(conversion: Conversion, sample: Tensor = sample) -> float:
         return float(_inverted(conversion, sample)[1].float().mean())
 
     tried = [(lost(conversion), conversion) for conversion in map(Conversion, (JPEG, WEBP))]
-    if min(tried, key=itemgetter(0))[0] > _CERTAIN:
-        inside = pixels[:, ((pixels > 0) & (pixels < 255)).all(0)]
+    clear = sample[:, _inside(sample)]
+    unclear = min(tried, key=itemgetter(0))[0] > 1 / FEW and clear.shape[1] > _SAMPLE // FEW
+    if unclear and lost(Conversion(JPEG), clear) <= 1 / FEW:
+        return Conversion(JPEG)
+    if not usual and min(tried, key=itemgetter(0))[0] > _CERTAIN:
+        inside = pixels[:, _inside(pixels)]
         seen = inside[:, :: 1 + inside.shape[1] // _SEEN].T.numpy()
         found = lattice.found(seen[:: 1 + len(seen) // _ENOUGH])
         if found is not None:
             other = Conversion(FOUND, Found.of(*found, seen))
             tried.append((lost(other), other))
     share, best = min(tried, key=itemgetter(0))
-    return best if share <= (_MOSTLY if best.found else 1 / _FEW) else None
+    return best if share <= (_MOSTLY if best.found else 1 / FEW) else None
+
+
+def _inside(pixels: Tensor) -> Tensor:
+    """Which pixels (3, ...) nothing was cut off of: (...) bool."""
+    return ((pixels > 0) & (pixels < 255)).all(0)
 
 
 def _inverted(conversion: Conversion, pixels: Tensor) -> tuple[Tensor, Tensor]:
