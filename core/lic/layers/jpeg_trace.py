@@ -49,7 +49,7 @@ _FILLS, _WORTH = 8, 0.97  # how often what isn't known is made from what is foun
 _ODD = 16  # what is off by more is something else
 _LIMIT = 2**9  # of samples, as far as nobody cuts them
 
-_HOPE, _FEW_BLOCKS = 0.7, 0.2  # of blocks that are wrong at first, or of all, as many may still be after a few turns
+_HOPE, _FEW_BLOCKS = 0.85, 0.25  # of blocks that are wrong at first, or of all, as many may still be after a few turns
 
 # Of the search: how many coefficients are tried; how often, and for how long none is changed back; and in how many
 # turns there have to be so many times fewer blocks left.
