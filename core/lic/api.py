@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 DEFAULT_QUALITY = 75
 DEFAULT_EFFORT = 5
 SMALLEST_SCALE = 6  # halvings
-_ROUGHLY = 1.5  # times what a file may take, an estimate of it may say
 MAX_PIXELS = 2**28  # what decode accepts unless the caller says otherwise
+_ROUGHLY = 1.5  # times what a file may take, an estimate of it may say
 
 Source = bytes | bytearray | memoryview | str | os.PathLike | BinaryIO
 

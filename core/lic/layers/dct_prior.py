@@ -24,7 +24,7 @@ from tqdm import tqdm
 from lic.layers import cameras
 from lic.layers.band_prior import FEATURE, Residual, compress, sums_of_3x3, to_multiple
 from lic.layers.coefficients import SCALE_STEPS, Calibration, choose_tables, logistic_bits, prediction
-from lic.layers.integer import Convolution, add, rectified, rectify, signed
+from lic.layers.integer import Convolution, add, learns, rectified, rectify, signed
 from lic.layers.jpeg import LARGEST
 from lic.layers.lifting import FRACTION
 
@@ -160,7 +160,7 @@ def learn(priors: nn.ModuleList, pixels: Tensor, generator: torch.Generator) -> 
     """A training step of those of the priors that learn: the loss, in nats, and bits a sample of each."""
     losses, out = [], {}
     for prior, part, name in zip(priors, _parts(pixels, generator), _NAMES, strict=True):
-        if any(parameter.requires_grad for parameter in prior.parameters()):
+        if learns(prior):
             per_sample = _bits(prior, *part)
             losses.append(torch.log(per_sample + _LEAST).mean())
             out["bits_" + name] = per_sample.mean()

@@ -255,6 +255,11 @@ def kernel_for(device: torch.device) -> type[IntegerConv2d]:
     return Int8Conv2d if device.type == "cpu" and Int8Conv2d.available() else PortableConv2d
 
 
+def learns(part: nn.Module) -> bool:
+    """Whether anything in it is to be trained."""
+    return any(parameter.requires_grad for parameter in part.parameters())
+
+
 def shipped(networks: nn.Module) -> dict[str, Tensor]:
     """The state of all its trainable convolutions, as `IntegerConv2d` has it."""
     out: dict[str, Tensor] = {}

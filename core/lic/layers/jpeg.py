@@ -40,7 +40,6 @@ _ODD = 0.298631336, 2.053119869, 3.072711026, 1.501321110  # of coefficients 7, 
 _PAIRS = -0.899976223, -2.562915447, -1.961570560, -0.390180644  # of 7 + 1, 5 + 3, 7 + 3, 5 + 1
 _ROTATION = 1.175875602
 
-
 _DCT = torch.tensor(
     [[math.cos((2 * x + 1) * u * math.pi / 16) * (0.5 if u else 8**-0.5) for x in range(8)] for u in range(8)],
     dtype=torch.float64,

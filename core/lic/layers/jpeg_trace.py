@@ -100,10 +100,10 @@ def _upright(samples: Tensor, planes: Tensor, known: Tensor, doubtful: bool = Fa
     known, (H, W) bool; the least and the largest value stand for all beyond. doubtful: only if it is plain to see."""
     middle = _middle(known)
     part, sure = planes[middle], known[middle].clone()
-    cut = [side > _PROBE for side in known.shape]
-    for dim in (dim for dim in (0, 1) if cut[dim]):  # upsampling looks at what is around
-        sure.narrow(dim, 0, 2).zero_()
-        sure.narrow(dim, _PROBE - 2, 2).zero_()
+    for dim, side in enumerate(known.shape):
+        if side > _PROBE:  # upsampling looks at what is around
+            sure.narrow(dim, 0, 2).zero_()
+            sure.narrow(dim, _PROBE - 2, 2).zero_()
     rare = sure.numel() // _RARE
 
     luma = _Blocks(part[:1], sure, (1, 1)).table()
@@ -124,7 +124,7 @@ def _upright(samples: Tensor, planes: Tensor, known: Tensor, doubtful: bool = Fa
     chroma, sampling = min(likely, key=lambda each: each[0].wrong)
     if doubtful and chroma.wrong > sure.numel() // _PLAIN:
         return None
-    whole = _Components.of(planes[1:], known, sampling, chroma.usual) if any(cut) else chroma
+    whole = _Components.of(planes[1:], known, sampling, chroma.usual) if max(known.shape) > _PROBE else chroma
     if whole is None:
         return None
     plane, known = _luma(samples, [component.plane(sampling, *known.shape) for component in whole.components])
@@ -178,8 +178,9 @@ class _Blocks:
         """How far a plane is from what a component makes, (H, W), as far as it is known."""
         return (component.plane(self.sampling, *self.known.shape) - self.planes[number]).abs() * self.known
 
-    def rounded(self, number: int, steps: Tensor) -> Component:
-        """The component of a plane, rounded; what isn't known of that comes from the component, again and again."""
+    def rounded(self, number: int, steps: Tensor) -> tuple[Component, Tensor]:
+        """The component of a plane, rounded, and how far the plane is `off`; what isn't known of that comes from the
+        component, again and again."""
         real, target, clear = self._real[number], self._filled[number], self._clear[number]
         before = math.inf
         for _ in range(_FILLS):
@@ -193,7 +194,7 @@ class _Blocks:
             made = made.where(target < 127, made.clamp(min=127)).where(target > -128, made.clamp(max=-128))
             fits = F.pad(off <= _ODD, self._pad, value=True)
             real = _transformed(target.where(clear & fits, made)[None], self.sampling)[0]
-        return component
+        return component, off
 
 
 class _Components(NamedTuple):
@@ -212,8 +213,8 @@ class _Components(NamedTuple):
             return None
         out, total = [], 0
         for number, plane in enumerate(planes):
-            rounded = blocks.rounded(number, table.steps)
-            search = _Search(rounded, plane, known & (blocks.off(number, rounded) <= _ODD), sampling)
+            rounded, off = blocks.rounded(number, table.steps)
+            search = _Search(rounded, plane, known & (off <= _ODD), sampling)
             if not search.run():
                 return None
             component = search.component()

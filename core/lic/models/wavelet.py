@@ -66,8 +66,8 @@ class Networks(nn.Module):
     def forward(self, pixels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """A training step. Besides `loss`: bits per pixel, and the decibels that the filter gains, with its first
         correction and with the best amounts of all."""
-        learning = [_learns(prior) for prior in self.priors]
-        prior_learns, filter_learns = any(learning), _learns(self.post_filter)
+        learning = [integer.learns(prior) for prior in self.priors]
+        prior_learns, filter_learns = any(learning), integer.learns(self.post_filter)
         replay = self._replay if self.training and filter_learns else None
         if replay and not prior_learns and replay.suffices(generator):
             return self._filter_losses(replay.draw(generator))
@@ -137,14 +137,14 @@ class Networks(nn.Module):
 
         real_step = (step.float() / STEP_UNIT).view(-1, 1, 1, 1)
         aim = planes / real_step
-        if finest == 1 and not _learns(self.priors) and float(torch.rand(1, generator=generator)) < 0.85:
+        if finest == 1 and not integer.learns(self.priors) and float(torch.rand(1, generator=generator)) < 0.85:
             aim = aim - _SHARES[0] * self._added(aim, step, prices, plan)  # as the encoder does from MIXING_EFFORT on
         picture = self._walk(aim, step, code, plan)
         bits_per_pixel = torch.stack(bits).sum(0)
         if finest > 1:
             return bits_per_pixel, None
         picture = picture[part.within(plan[-1].area.finer(height, width))]
-        if self.training and _learns(self.priors):
+        if self.training and integer.learns(self.priors):
             self.points.copy_(centroids.moved(self.points))
         original = planes[..., part.top : part.bottom, part.left : part.right] / real_step
         return bits_per_pixel, Decoded(picture, original - picture / 2**lifting.FRACTION, step)
@@ -218,10 +218,6 @@ def _partly(plan: list[Level], part: Area, height: int, width: int) -> list[Leve
     """The plan of a picture, its finest level only as far as a part of it needs that."""
     here = part.coarser().around(tiles.REACH, 2, *tiles.size(height, width, 1))
     return [*plan[:-1], Level(1, here, [(0, here)])]
-
-
-def _learns(part: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in part.parameters())
 
 
 MIXING_EFFORT = 5  # from there on, a share of the post-filter's first correction isn't coded; and amounts are chosen

@@ -102,8 +102,8 @@ class Networks(nn.Module):
 
     def forward(self, pixels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """A training step, in which every picture counts alike. A prior that doesn't learn isn't asked."""
-        losses = [self._wavelet(pixels, generator)] if _learns(self.priors) else []
-        if _learns(self.jpeg):
+        losses = [self._wavelet(pixels, generator)] if integer.learns(self.priors) else []
+        if integer.learns(self.jpeg):
             losses.append(dct_prior.learn(self.jpeg, pixels, generator))
         merged = {name: value for each in losses for name, value in each.items()}
         return merged | {"loss": torch.stack([each["loss"] for each in losses]).sum()}
@@ -123,7 +123,7 @@ class Networks(nn.Module):
         for level in range(LEVELS, 0, -1):
             prior = cast(Prior, self.priors[min(level, len(self.priors)) - 1])
             here = Area(0, 0, *low.shape[2:])
-            if _learns(prior):
+            if integer.learns(prior):
                 place = partial(Pass, level, 0, here, low)
                 prior.tile(low << FRACTION, coarser, step << prior.norm * level, place, code)
             low = reversible.synthesise(low, bands[level - 1], *tiles.size(height, width, level - 1))
@@ -161,10 +161,6 @@ class Networks(nn.Module):
         return counts.packed()
 
 
-def _learns(part: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in part.parameters())
-
-
 class WaveletLosslessCodec:
     """One stream, `coefficients`: the number of raw bits of a coefficient and the kind of the mapping (a byte); the
     mapping's list, its length (a varint) first; then as lic.layers.coefficients says, each pass that has regressions
@@ -195,9 +191,14 @@ class WaveletLosslessCodec:
     def compress(self, planes: Tensor, shape: PlaneShape, settings: Settings) -> Streams:
         samples = planes.cpu()
         regressions_pay = settings.effort >= REGRESSION_EFFORT
-        origin = ycbcr.traced(samples) if _coloured(samples, shape) else None
+        coloured = shape.channels == 3 and not bool((samples == samples[:1]).all())
+        origin = ycbcr.traced(samples) if coloured and shape.bit_depth == 8 else None
         candidates, listed = [], 0
-        jpeg = _jpeg_origin(samples, shape, origin)
+        jpeg = None
+        if origin and origin.conversion.kind == JPEG:
+            jpeg = jpeg_trace.found(samples, origin)
+        elif not coloured and shape.bit_depth == 8:
+            jpeg = jpeg_trace.found(samples[:1])
         exceptions = jpeg and _exceptions(samples, _samples_of(jpeg, shape))
         if jpeg and exceptions is not None:
             candidates.append(self._as_jpeg(jpeg, exceptions, regressions_pay))
@@ -314,22 +315,6 @@ class WaveletLosslessCodec:
         if plan:
             covered = plan[-1].area.finer(*tiles.size(shape.height, shape.width, view.halvings))
         return mapping.samples(picture[0][wanted.within(covered)], shape, wanted, view.halvings)
-
-
-def _coloured(samples: Tensor, shape: PlaneShape) -> bool:
-    """Whether samples (C, H, W) are colours of 8 bits, of which not all are grey."""
-    return (shape.channels, shape.bit_depth) == (3, 8) and not bool((samples == samples[:1]).all())
-
-
-def _jpeg_origin(samples: Tensor, shape: PlaneShape, origin: Origin | None) -> Jpeg | None:
-    """What JPEG file the samples come from, if from one."""
-    if shape.bit_depth != 8:
-        return None
-    if origin and origin.conversion.kind == JPEG:
-        return jpeg_trace.found(samples, origin)
-    if _coloured(samples, shape):
-        return None
-    return jpeg_trace.found(samples[:1])
 
 
 def _exceptions(samples: Tensor, made: Tensor) -> bytes | None:

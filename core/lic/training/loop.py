@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from lic.errors import LicError
+from lic.layers.integer import learns
 from lic.training import data
 
 
@@ -92,7 +93,7 @@ class Run:
             for name, parameter in networks.named_parameters():
                 if not name.startswith(tuple(part + "." for part in options.part)):
                     parameter.requires_grad_(False)
-            if not any(parameter.requires_grad for parameter in networks.parameters()):
+            if not learns(networks):
                 raise LicError(f"this command does not train {', '.join(options.part)}")
         self.optimiser = torch.optim.Adam(networks.parameters(), lr=options.rate, betas=(0.9, 0.98))
         self.average = {k: v.clone() for k, v in networks.state_dict().items()}
