@@ -51,7 +51,7 @@ def test_effort_makes_files_smaller_at_the_same_price():
     def cost(effort: int) -> float:
         data = lic.encode(photo, quality=60, effort=effort)
         error = np.square((photo - lic.decode(data).pixels.astype(float)) * STEP_UNIT / quality_step(60)).sum()
-        return error + LAGRANGIAN * 8 * len(data)
+        return error + LAGRANGIAN["psnr"] * 8 * len(data)
 
     costs = [cost(effort) for effort in (8, 5, 0)]
     assert costs == sorted(costs)

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from perceptual import ms_ssim, ssimulacra2
 from torch import Tensor, nn
 
 from lic.layers import coefficients, lifting, tiles, trellis, visibility
@@ -24,6 +23,7 @@ from lic.layers.amounts import _RIDGE, CORRECTIONS, unfolded
 from lic.layers.band_prior import LEVELS, STEP_UNIT, Pass, walk
 from lic.layers.coefficients import logistic_bits, scaled
 from lic.layers.integer import Scale, TrainableConv2d
+from lic.layers.perceptual import ms_ssim, ssimulacra2
 from lic.models.wavelet import _TRAINING_LAGRANGIAN, WEIGHTING, Networks
 
 _PATH = 512  # coefficients, also those that aren't in the trellis

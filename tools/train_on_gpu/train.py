@@ -2,7 +2,7 @@
 
     python tools/train_on_gpu/train.py DATA OUT.safetensors --minutes 12
 
-Needs nvcc, and the package ssimulacra2. OUT gets the integers of the networks, without tables; `--export`, anywhere,
+Needs nvcc. OUT gets the integers of the networks, without tables; `--export`, anywhere,
 adds these, by DATA's pictures:
 
     python tools/train_on_gpu/train.py DATA OUT.safetensors --export core/lic/models/wavelet.safetensors

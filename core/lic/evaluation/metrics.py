@@ -15,11 +15,6 @@ Floats = NDArray[np.floating]
 
 SMALLEST_SIDE = 176  # pixels; MS-SSIM's five scales want more than 160
 
-# The Gaussian of libjxl's SSIMULACRA 2 (sigma 1.5): the impulse response of its recursive filter, from Charalampidis,
-# "Recursive implementation of the Gaussian filter using truncated cosine functions", IEEE TSP 2016, with zeros outside.
-_HALF_KERNEL = [0.26462110, 0.21292859, 0.10933537, 0.03601111, 0.00941437]
-_KERNEL = np.array(_HALF_KERNEL[:0:-1] + _HALF_KERNEL)
-
 _PATCH, _PATCHES, _DIRECTIONS = 7, 8192, 64
 
 
@@ -50,12 +45,16 @@ def ssimulacra2(original: Pixels, decoded: Pixels) -> float:
     from PIL import Image
     from ssimulacra2 import ssimulacra2 as library
 
+    from lic.layers.perceptual import GAUSSIAN
+
+    kernel = np.array([*GAUSSIAN[:0:-1], *GAUSSIAN])
+
     def file(pixels: Pixels) -> io.BytesIO:
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "PPM")
         return buffer
 
-    library.blur_image = lambda image: _blur(image, _KERNEL, "constant")
+    library.blur_image = lambda image: _blur(image, kernel, "constant")
     return float(library.compute_ssimulacra2(file(original), file(decoded)))
 
 

@@ -154,18 +154,23 @@ class Centroids:
 
 
 class Prices(NamedTuple):
-    """What choices cost: squared error, in squared steps, + lagrangian * bits."""
+    """What choices cost: weights * squared error, in squared steps, + lagrangian * bits."""
 
     bits: Tensor  # (2 * TABLES, 2 * REACH + 1), of symbols -REACH..REACH
     points: Tensor  # see `Expected.values`
     lagrangian: float
+    weights: Tensor | None = None  # of values, one each; or all count alike
+
+    def at(self, which: Tensor) -> Prices:
+        return self if self.weights is None else self._replace(weights=self.weights[which])
 
     def of(self, symbols: Tensor, quantisers: Tensor, x: Tensor, expected: Expected) -> Tensor:
         """x: what they stand for, see `Expected.positions`."""
         table = expected.table + TABLES * quantisers
         moved = self.points[point_index(table, symbols)]
         error = ((x - position(symbols, quantisers)) * expected.unit - moved) / 2**lifting.FRACTION
-        return error.square() + self.lagrangian * self.bits[table, symbols.clamp(-REACH, REACH) + REACH]
+        squared = error.square() if self.weights is None else error.square() * self.weights
+        return squared + self.lagrangian * self.bits[table, symbols.clamp(-REACH, REACH) + REACH]
 
 
 @torch.no_grad()
@@ -184,14 +189,14 @@ def _rounded(x: Tensor, expected: Expected, prices: Prices) -> tuple[Tensor, Ten
 
 @torch.no_grad()
 def quantise(values: Tensor, expected: Expected, prices: Prices) -> tuple[Tensor, Tensor]:
-    """Values of any shape, real numbers in steps -> the symbols and quantisers, int32, of the cheapest path through the
-    trellis."""
+    """Values, real numbers in steps -> the symbols and quantisers, int32, of the cheapest path through the trellis. Of
+    any shape, but of one dimension where they have weights."""
     flat = Expected(*(x.flatten() for x in expected))
     x = flat.positions(values.flatten())
     symbols, quantisers = _rounded(x, flat, prices)
     which = torch.cat([torch.nonzero(kind)[:, 0] for kind in (_narrow(flat.table), _broad(flat.table))])
     if len(which):
-        choices = _choices(x[which], flat.at(which), prices)
+        choices = _choices(x[which], flat.at(which), prices.at(which))
         costs_each = torch.stack([cost for cost, _ in choices]).cpu().numpy()
         chosen = torch.from_numpy(_cheapest_path(costs_each)).to(x.device)
         symbols[which] = torch.stack([symbols for _, symbols in choices]).gather(0, chosen[None])[0]

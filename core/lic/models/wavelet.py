@@ -31,7 +31,7 @@ from lic import weights as weight_files
 from lic.codec import ModelCard, PlaneShape, Settings, Streams, View
 from lic.container import Reader
 from lic.errors import FormatError
-from lic.layers import integer, lifting, tiles, trellis, visibility
+from lic.layers import integer, lifting, sensitivity, tiles, trellis, visibility
 from lic.layers.amounts import Amounts, BestAmounts, unfolded
 from lic.layers.band_prior import LEVELS, STEP_UNIT, Code, Pass, Prior, walk
 from lic.layers.coefficients import BandsReader, BandsWriter, Inside, logistic_bits, scaled
@@ -223,7 +223,7 @@ def _partly(plan: list[Level], part: Area, height: int, width: int) -> list[Leve
 MIXING_EFFORT = 5  # from there on, a share of the post-filter's first correction isn't coded; and amounts are chosen
 SEARCHING_EFFORT = 8  # from there on, the best of several shares
 _SHARES = 0.35, 0.2, 0.5  # the first one is the usual. Not all of it: what is coded in the end has errors of its own
-LAGRANGIAN = 0.065  # squared steps that a bit is worth to an encoder
+LAGRANGIAN = {"psnr": 0.065, "visual": 0.08}  # squared steps that a bit is worth to an encoder
 
 
 def quality_step(quality: float) -> int:
@@ -323,7 +323,7 @@ class WaveletCodec:
         self.priors, self.post_filter = networks.to(device).priors, networks.post_filter
         self.visual_filter = networks.visual_filter
         self.points = networks.points
-        self.prices = Prices(self.tables.bits().to(device), self.points, LAGRANGIAN)
+        self.bits = self.tables.bits().to(device)
 
     @staticmethod
     def trainable() -> Networks:
@@ -344,12 +344,14 @@ class WaveletCodec:
         if settings.effort < MIXING_EFFORT:
             amounts, (_, coded) = usual, code(x)
         else:
-            added = self._added(code(x, draft=True)[0], shape, header)
+            draft, _ = code(x, draft=True)
+            added = self._added(draft, shape, header)
+            weights = self._weights(x, draft, added, header) if masked else None
 
             def attempt(share: float) -> tuple[float, Amounts, bytes]:
-                picture, coded = code(x - share * added)
+                picture, coded = code(x - share * added, weights=weights)
                 amounts, cost = (usual, 0.0) if masked else self._amounts(x, picture, shape, header)
-                return cost + LAGRANGIAN * 8 * len(coded), amounts, coded
+                return cost + LAGRANGIAN[settings.tune] * 8 * len(coded), amounts, coded
 
             search = settings.effort >= SEARCHING_EFFORT and not masked
             _, amounts, coded = min(map(attempt, _SHARES if search else _SHARES[:1]), key=itemgetter(0))
@@ -363,6 +365,16 @@ class WaveletCodec:
             out[part.within(whole)] = unfolded(corrections[:, 0])[part.within(around)]
         return out
 
+    def _weights(self, x: Tensor, draft: Tensor, added: Tensor, header: _Header) -> list[Tensor]:
+        """See `sensitivity.weights`: of planes x (1, 3, H, W), in steps, of what they are coded as in a draft, and of
+        what the post-filter adds to that."""
+        picture = draft / 2**lifting.FRACTION
+        decoded = picture + added
+        planes = turn(header.angles) @ COLOUR @ _contrasted(header.contrasts)
+        colours = planes.inverse() * (header.step / STEP_UNIT)
+        seen = sensitivity.gradient(*(times(colours, each) + 128 for each in (x, decoded)))
+        return sensitivity.weights(times(colours.T, seen), decoded - x, picture, header.step, header.weighting)
+
     def _amounts(self, x: Tensor, picture: Tensor, shape: PlaneShape, header: _Header) -> tuple[Amounts, float]:
         """What suits the picture (1, 3, H, W) that planes x, in steps, are coded as; and the cost of that, see
         `BestAmounts.best`."""
@@ -371,7 +383,7 @@ class WaveletCodec:
         for part, around, corrections in self._corrections(picture, whole, whole, header):
             here = part.within(whole)
             best.add(unfolded(corrections)[part.within(around)], x[here] - picture[here] / 2**lifting.FRACTION, part)
-        return best.best(self.tables.shared, LAGRANGIAN)
+        return best.best(self.tables.shared, LAGRANGIAN["psnr"])
 
     def _coded(
         self,
@@ -379,8 +391,10 @@ class WaveletCodec:
         shape: PlaneShape,
         header: _Header,
         draft: bool = False,
+        weights: list[Tensor] | None = None,
     ) -> tuple[Tensor, bytes]:
-        """Planes (1, 3, H, W) in steps -> the picture before the post-filter, and the stream after the header.
+        """Planes (1, 3, H, W) in steps -> the picture before the post-filter, and the stream after the header; weights:
+        what errors count, (1, 9, h, w) of each level.
 
         A draft is rounded instead of following the trellis, and its stream is empty: much the same picture in half of
         the time.
@@ -389,13 +403,15 @@ class WaveletCodec:
         low_q = low.round().int()[0, : shape.channels].cpu().numpy()
         writer = None if draft else BandsWriter(shape, self.tables.shared, low_q)
         fineness = _Finer(header)
+        prices = Prices(self.bits, self.points, LAGRANGIAN["visual" if header.masked else "psnr"])
 
         def code(this: Pass, mean: Tensor, log_scale: Tensor) -> Tensor:
             inside = Inside(shape, this)
             finer = fineness.of(this, inside)
             c = inside.take(this.of(bands)) * 2 ** (finer / 4)
             expected = Expected.of(inside.take(mean), inside.take(log_scale), finer)
-            symbols, quantisers = (quantise if writer else rounded)(c, expected, self.prices)
+            weighted = prices._replace(weights=inside.take(this.of(weights))) if weights else prices
+            symbols, quantisers = (quantise if writer else rounded)(c, expected, weighted)
             if writer:
                 self.tables.encode(writer.encoder(this), expected.table, symbols, quantisers)
             return inside.put(scaled(expected.values(symbols, quantisers, self.points), -finer), mean.shape)
