@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lic.entropy import Decoder, Encoder
 from lic.errors import FormatError
-from lic.layers import trellis
+from lic.layers import lifting, trellis
 from lic.layers.coefficients import SCALE_STEPS
 from lic.layers.trellis import Counts, Expected, Prices, Tables
 
@@ -65,6 +65,21 @@ def test_no_path_is_cheaper(seed):
                 state = trellis._FOLLOWING[state, parity]
             sums.append(total)
         assert np.isclose(own[choices[column::3], range(own.shape[1])].sum(), min(sums))
+
+
+def test_errors_that_count_more_are_smaller():
+    generator = torch.Generator().manual_seed(0)
+    what = expected(generator, 4000, (-1.0, 0.5))
+    values, prices = 2 * torch.randn(4000, generator=generator), Prices(TABLES.bits(), NO_POINTS, 0.1)
+    weights = torch.ones(4000)
+    plain = trellis.quantise(values, what, prices)
+    same = trellis.quantise(values, what, prices._replace(weights=weights))
+    assert all(torch.equal(x, y) for x, y in zip(plain, same, strict=True))
+    weights[::2] = 4
+    weighted = trellis.quantise(values, what, prices._replace(weights=weights))
+    before, after = ((values - what.values(*x, NO_POINTS) / 2**lifting.FRACTION).square() for x in (plain, weighted))
+    assert after[::2].mean() < 0.9 * before[::2].mean()
+    assert after[1::2].mean() > before[1::2].mean()
 
 
 def test_the_cheaper_of_two_symbols():
