@@ -31,8 +31,9 @@ def gradient(original: Tensor, decoded: Tensor) -> Tensor:
         here = part.within(whole)
         with torch.inference_mode(False), torch.enable_grad():
             a, b = original[here].clone(), decoded[here].clone().requires_grad_()
+            unlike = (1 - ms_ssim(a, b)).clamp_min(0)  # rounding can make it negative
             # A per cent of the bits changes both by about as much.
-            seen = 2 * torch.log(101 - ssimulacra2(a, b)) + torch.log(1 - ms_ssim(a, b) + 1e-4)
+            seen = 2 * torch.log(101 - ssimulacra2(a, b)) + torch.log(unlike + 1e-4)
             (slopes,) = torch.autograd.grad(seen.sum() * part.positions(), b)
         out[here] = slopes
     return out
