@@ -2,8 +2,7 @@
 
     python tools/train_on_gpu/train.py DATA OUT.safetensors --minutes 12
 
-Needs nvcc. OUT gets the integers of the networks, without tables; `--export`, anywhere,
-adds these, by DATA's pictures:
+Needs nvcc. OUT gets the integers of the networks, without tables; `--export`, anywhere, adds these, by DATA's pictures:
 
     python tools/train_on_gpu/train.py DATA OUT.safetensors --export core/lic/models/wavelet.safetensors
 """

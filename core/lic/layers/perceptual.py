@@ -1,4 +1,4 @@
-"""SSIMULACRA 2 and MS-SSIM, of batches and differentiable: what training and encoders for tune="visual" go by.
+"""SSIMULACRA 2 and MS-SSIM, of batches, differentiable by what is decoded: tune="visual" is trained and coded by them.
 
 Sneyers, https://github.com/cloudinary/ssimulacra2; Wang, Simoncelli, Bovik, "Multi-scale structural similarity for
 image quality assessment", Asilomar 2003. Nothing here waits for the device. What is reported is measured by the
@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Kernel = tuple[float, ...]  # symmetric: its middle, and one half
+Measures = tuple[float, float, float]  # lost structure, artifacts, lost details
 
-# SSIMULACRA 2's weights, but for those that are nearly 0. Of each scale, the finest first, and of planes of XYB: what
-# mean and norm of the fourth power count of lost structure, of artifacts and of lost details.
-_WEIGHTS: tuple[dict[int, tuple[Kernel, Kernel]], ...] = (
+# SSIMULACRA 2's weights, but for those that are nearly 0, as all of the sixth scale's are. Of each scale, the finest
+# first, and of planes of XYB: what the mean and the norm of the fourth power of each measure count.
+_WEIGHTS: tuple[dict[int, tuple[Measures, Measures]], ...] = (
     {1: ((0, 0, 0), (7.46689, 0, 17.44583))},
     {0: ((0, 0, 0), (1.104173, 0, 0)), 1: ((0, 0, 0), (6.683678, 0, 1.02789))},
     {0: ((0, 0, 0), (1.842246, 11.44117, 0)), 1: ((225.2052, 0, 0), (19.21324, 0, 0))},
@@ -57,7 +58,7 @@ _WINDOW = _gaussian(1.5, _RADIUS)
 def _weights(scale: int, device: torch.device) -> Tensor:
     """(planes that count, 2, 3)."""
     with torch.inference_mode(False):  # or no gradient could be taken
-        return torch.tensor(list(_WEIGHTS[scale].values()), device=device)
+        return torch.tensor(list(_WEIGHTS[scale].values()), dtype=torch.float32, device=device)
 
 
 class _Blur(torch.autograd.Function):
@@ -117,10 +118,10 @@ def _measures(a: Tensor, b: Tensor) -> Tensor:
 
 
 def ssimulacra2(original: Tensor, decoded: Tensor) -> Tensor:
-    """RGB (N, 3, H, W) float32 0..255 -> scores (N,), at most 100; of all scales, also of small pictures."""
+    """RGB (N, 3, H, W) float32 0..255 -> scores (N,), at most 100; of all scales that count, also of small pictures."""
     with torch.autocast(original.device.type, enabled=False):
         a, b = _linear(original), _linear(decoded)
-        distance = torch.zeros(len(a), device=a.device)
+        distance = a.new_zeros(len(a))
         for scale, counting in enumerate(_WEIGHTS):
             planes = [_xyb(x)[:, min(counting) : max(counting) + 1] for x in (a, b)]
             distance = distance + (_measures(*planes) * _weights(scale, a.device)).sum((1, 2, 3))
@@ -131,11 +132,11 @@ def ssimulacra2(original: Tensor, decoded: Tensor) -> Tensor:
 
 
 def ms_ssim(original: Tensor, decoded: Tensor) -> Tensor:
-    """RGB (N, 3, H, W) float32 0..255 -> (N,), at most 1: the mean of the channels. Small pictures have fewer scales:
-    with sides up to 160 it isn't what is published."""
+    """RGB (N, 3, H, W) float32 0..255 -> (N,), at most 1 but for rounding: the mean of the channels. Small pictures
+    have fewer scales: with sides up to 160 it isn't what is published."""
     with torch.autocast(original.device.type, enabled=False):
         a, b = original, decoded.clamp(0, 255)
-        out = torch.ones(a.shape[:2], device=a.device)
+        out = a.new_ones(a.shape[:2])
         for scale, power in enumerate(_POWERS):
             if min(a.shape[2:]) <= 2 * _RADIUS:
                 break

@@ -17,7 +17,7 @@ from lic.layers import lifting, tiles, visibility
 from lic.layers.perceptual import ms_ssim, ssimulacra2
 from lic.layers.tiles import Area
 
-_POWER, _MOST = 0.9, 2**1.75  # of what the gradients say, and how much it may be at most
+_POWER, _MOST = 0.9, 2**1.75  # of what the gradients say; how much that may be at most, and its inverse at least
 _NEIGHBOURS = 5  # coefficients along each axis that are looked at together
 _BELIEF = 0.5  # of the plane's mean errors, as which the usual sensitivity counts
 

@@ -346,7 +346,7 @@ class WaveletCodec:
         else:
             draft, _ = code(x, draft=True)
             added = self._added(draft, shape, header)
-            weights = self._weights(x, draft, added, header) if masked else None
+            weights = self._error_weights(x, draft, added, header) if masked else None
 
             def attempt(share: float) -> tuple[float, Amounts, bytes]:
                 picture, coded = code(x - share * added, weights=weights)
@@ -365,7 +365,7 @@ class WaveletCodec:
             out[part.within(whole)] = unfolded(corrections[:, 0])[part.within(around)]
         return out
 
-    def _weights(self, x: Tensor, draft: Tensor, added: Tensor, header: _Header) -> list[Tensor]:
+    def _error_weights(self, x: Tensor, draft: Tensor, added: Tensor, header: _Header) -> list[Tensor]:
         """See `sensitivity.weights`: of planes x (1, 3, H, W), in steps, of what they are coded as in a draft, and of
         what the post-filter adds to that."""
         picture = draft / 2**lifting.FRACTION
